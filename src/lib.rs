@@ -1,0 +1,6 @@
+//! SMB Direct ([MS-SMBD], SMB2/3 over RDMA) for user space, server and client.
+#![cfg_attr(docsrs, feature(doc_cfg))]
+#![deny(unsafe_code)]
+
+pub mod proto;
+pub mod rdma;

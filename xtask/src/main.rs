@@ -1,0 +1,2 @@
+//! The project's own commands: `cargo xtask demo`, `cargo xtask test`, `cargo xtask guest`.
+fn main() {}
