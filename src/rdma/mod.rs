@@ -1,1 +1,33 @@
 //! The boundary between the engine and whatever moves bytes by RDMA.
+//!
+//! What SMB Direct needs from RDMA and nothing more, modelled on verbs: a [`Provider`] makes connections, takes
+//! receives and send requests that own their memory, and returns every one of them exactly once in an [`Event`].
+//! It knows nothing of SMB Direct. May import `bytes`, `libc`, `thiserror`, `tracing` and std; nothing of `proto`,
+//! `engine` or `transport`.
+//!
+//! ```text
+//!  rdma/        the trait, plain types, registered memory
+//!    iwarp/     software RNIC over TCP sockets        (feature `iwarp`)
+//!    verbs/     RDMA devices through libibverbs       (feature `verbs`)
+//!    sim/       virtual time and faults               (feature `testing`)
+//! ```
+
+mod error;
+mod event;
+pub mod memory;
+mod options;
+mod provider;
+mod request;
+
+pub use error::{CompletionStatus, PostError, RdmaError, RdmaOperation};
+pub use event::{Close, Event, Incoming, LossReason, PeerInfo};
+pub use memory::{
+    Access, Domain, IoBuf, IoBytes, IoPin, PlainDomain, Registration, RemoteAccess, Slab,
+    SlabOptions,
+};
+pub use options::{
+    Capabilities, ConnectParams, Exposure, Fabric, FabricFilter, ListenOptions, QpOptions,
+    ResolveOptions,
+};
+pub use provider::{Armed, ConnId, ListenerId, Provider, ProviderKind};
+pub use request::{MAX_PIECES, Operation, Pieces, RemoteAddress, SendRequest, Window, WindowId};

@@ -1,0 +1,19 @@
+//! Registered memory: slabs of slots, and the three ways to hold one.
+//!
+//! Safe code above the boundary can never free or look into memory that a device still touches: whoever holds a
+//! slot holds a count on it, a posted request owns its buffers, and a lent buffer ([`IoPin`]) has no slice.
+//! May import the boundary's plain types only.
+
+mod buffer;
+mod domain;
+mod free_list;
+mod region;
+mod slab;
+mod sync;
+#[cfg(test)]
+mod tests;
+
+pub use buffer::{IoBuf, IoBytes, IoPin};
+pub use domain::{Access, Domain, PlainDomain, Registration, RemoteAccess};
+pub(crate) use region::Region;
+pub use slab::{Slab, SlabOptions};

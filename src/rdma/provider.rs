@@ -1,0 +1,219 @@
+//! The trait that every provider implements, and the ids it hands out.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::net::SocketAddr;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::{
+    Capabilities, Close, ConnectParams, Domain, Event, Incoming, IoBuf, IoPin, ListenOptions,
+    PeerInfo, PostError, QpOptions, RdmaError, Registration, RemoteAccess, ResolveOptions,
+    SendRequest, Window, WindowId,
+};
+
+/// A connection together with its queue pair. The generation keeps an old id from meaning a new connection.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ConnId {
+    /// Place in the provider's table.
+    pub index: u32,
+    /// Changes each time the place is used again.
+    pub generation: u32,
+}
+
+impl fmt::Debug for ConnId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ConnId({}.{})", self.index, self.generation)
+    }
+}
+
+/// One listening address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ListenerId {
+    /// Place in the provider's table.
+    pub index: u32,
+    /// Changes each time the place is used again.
+    pub generation: u32,
+}
+
+/// Which provider it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ProviderKind {
+    /// An RDMA device through libibverbs.
+    Verbs,
+    /// The software RNIC over TCP sockets.
+    Iwarp,
+    /// The simulated network.
+    Sim,
+}
+
+impl fmt::Display for ProviderKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Verbs => "verbs",
+            Self::Iwarp => "iwarp",
+            Self::Sim => "sim",
+        })
+    }
+}
+
+/// Whether one may sleep on the provider's descriptor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Armed {
+    /// Nothing is ready: the descriptor becomes readable when something is.
+    Sleep,
+    /// Something is ready already: poll again before sleeping.
+    Ready,
+}
+
+/// A source of RDMA connections, driven by one owner with `&mut self`. Time comes in from outside.
+///
+/// The life of a connection: `resolve` (then [`Event::Resolved`]) or `adopt`; then `create_qp`, `post_receive`,
+/// `connect` or `accept` (then [`Event::Established`], which a receive may precede); requests; `close` or the
+/// peer's end; and [`Event::Disconnected`], always, exactly once and last, after every posted buffer and request
+/// has come back. No call sleeps. Calls with an id that is gone do nothing, or fail with [`RdmaError::Closed`].
+pub trait Provider: Send {
+    /// Which provider this is.
+    fn kind(&self) -> ProviderKind;
+
+    /// Listens on one address; port 0 lets the system choose.
+    ///
+    /// # Errors
+    /// The address is in use, belongs to no device, or may not be used.
+    fn listen(
+        &mut self,
+        address: SocketAddr,
+        options: &ListenOptions,
+    ) -> Result<ListenerId, RdmaError>;
+
+    /// The address that a listener really has.
+    fn listener_address(&self, listener: ListenerId) -> Option<SocketAddr>;
+
+    /// Stops listening. Connections already handed out live on.
+    fn unlisten(&mut self, listener: ListenerId);
+
+    /// Finds the device and the route to a peer; [`Event::Resolved`] or [`Event::Disconnected`] follows.
+    ///
+    /// # Errors
+    /// It cannot even be tried.
+    fn resolve(
+        &mut self,
+        to: SocketAddr,
+        options: &ResolveOptions,
+        now: Instant,
+    ) -> Result<ConnId, RdmaError>;
+
+    /// Takes a connection request that this provider's listener, or a sibling's of the same kind, handed out.
+    ///
+    /// # Errors
+    /// The request is of another kind of provider, or is gone already.
+    fn adopt(&mut self, incoming: Incoming, now: Instant) -> Result<ConnId, RdmaError>;
+
+    /// Refuses a connection request.
+    fn reject(&mut self, incoming: Incoming);
+
+    /// Addresses and device of a resolved or adopted connection.
+    fn peer(&self, conn: ConnId) -> Option<PeerInfo>;
+
+    /// What the connection's device can do, as probed.
+    fn capabilities(&self, conn: ConnId) -> Option<&Capabilities>;
+
+    /// The domain in which the connection's memory must be registered. Connections share one only where no remote
+    /// key is valid beyond its connection.
+    ///
+    /// # Errors
+    /// The device refuses, or the connection is gone.
+    fn domain(&mut self, conn: ConnId) -> Result<Arc<dyn Domain>, RdmaError>;
+
+    /// Makes the queue pair of a resolved or adopted connection.
+    ///
+    /// # Errors
+    /// The device refuses the sizes or is out of resources.
+    fn create_qp(&mut self, conn: ConnId, options: &QpOptions) -> Result<(), RdmaError>;
+
+    /// Connects a resolved connection. [`Event::Established`] or [`Event::Disconnected`] follows.
+    ///
+    /// # Errors
+    /// It cannot even be tried.
+    fn connect(
+        &mut self,
+        conn: ConnId,
+        params: &ConnectParams,
+        now: Instant,
+    ) -> Result<(), RdmaError>;
+
+    /// Accepts an adopted connection. [`Event::Established`] or [`Event::Disconnected`] follows.
+    ///
+    /// # Errors
+    /// It cannot even be tried.
+    fn accept(
+        &mut self,
+        conn: ConnId,
+        params: &ConnectParams,
+        now: Instant,
+    ) -> Result<(), RdmaError>;
+
+    /// Posts receives, taking from the front what was accepted. Each comes back in [`Event::Received`] or
+    /// [`Event::Flushed`].
+    ///
+    /// # Errors
+    /// What is left in `buffers` was not taken.
+    fn post_receive(
+        &mut self,
+        conn: ConnId,
+        buffers: &mut VecDeque<IoBuf>,
+    ) -> Result<(), PostError>;
+
+    /// Posts requests with one doorbell, taking from the front what was accepted. They are executed in order; each
+    /// comes back in [`Event::Completed`], in order; one that is not signalled may wait for the next that is.
+    ///
+    /// # Errors
+    /// What is left in `chain` was not taken.
+    fn post_send(
+        &mut self,
+        conn: ConnId,
+        chain: &mut VecDeque<SendRequest>,
+    ) -> Result<(), PostError>;
+
+    /// Prepares the exposure of memory to the peer: keeps the memory and decides key and address. Where
+    /// [`Window::needs_bind`] is set, the peer's access begins when an [`Operation::Bind`] of it has been executed
+    /// in queue order; else at once. `registration` is given exactly where the device's [`Exposure`](super::Exposure)
+    /// is by registration.
+    ///
+    /// # Errors
+    /// No window is left, or the memory is of another domain.
+    fn open_window(
+        &mut self,
+        conn: ConnId,
+        memory: IoPin,
+        access: RemoteAccess,
+        registration: Option<Registration>,
+    ) -> Result<Window, RdmaError>;
+
+    /// Ends an exposure that was never bound, was invalidated (by the peer or by a completed
+    /// [`Operation::Invalidate`]), or needs no bind, and gives the memory back. `None` for a window that is gone
+    /// or is still bound: only its connection's end can free it then.
+    fn close_window(&mut self, conn: ConnId, window: WindowId) -> Option<IoPin>;
+
+    /// Moves everything that can be moved without sleeping and appends at most `budget` events and the few that
+    /// belong to them. Returns whether there is more.
+    fn poll(&mut self, now: Instant, out: &mut VecDeque<Event>, budget: usize) -> bool;
+
+    /// When `poll` wants to be called at the latest, for the provider's own timers.
+    fn next_deadline(&self) -> Option<Instant>;
+
+    /// Prepares for sleeping on [`Provider::fd`].
+    ///
+    /// # Errors
+    /// The device cannot notify.
+    fn arm(&mut self) -> Result<Armed, RdmaError>;
+
+    /// What becomes readable when there is something to poll, after [`Provider::arm`]. `None`: there is no
+    /// descriptor, time is virtual.
+    fn fd(&self) -> Option<BorrowedFd<'_>>;
+
+    /// Ends a connection in any state. [`Event::Disconnected`] follows.
+    fn close(&mut self, conn: ConnId, how: Close, now: Instant);
+}
