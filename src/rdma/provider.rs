@@ -201,6 +201,12 @@ pub trait Provider: Send {
     /// belong to them. Returns whether there is more.
     fn poll(&mut self, now: Instant, out: &mut VecDeque<Event>, budget: usize) -> bool;
 
+    /// Whether something waits to be polled that the descriptor does not announce, such as requests that were
+    /// executed while they were posted. Costs no system call.
+    fn pending(&self) -> bool {
+        false
+    }
+
     /// When `poll` wants to be called at the latest, for the provider's own timers.
     fn next_deadline(&self) -> Option<Instant>;
 
