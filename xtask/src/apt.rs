@@ -1,0 +1,156 @@
+//! Debian packages: the one list of what the commands need besides Rust, and how it is looked for and installed.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use crate::error::{Context, Error, Result};
+use crate::{paths, process};
+
+/// What a group of packages is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Group {
+    /// Building the crate with the feature `verbs`.
+    Verbs,
+    /// Building the guest's kernel and running the guest.
+    Guest,
+    /// Peers and tools inside the guest.
+    Interop,
+}
+
+/// The packages, each with what it is needed for.
+pub(crate) const PACKAGES: &[(Group, &str)] = &[
+    (Group::Verbs, "cmake"),
+    (Group::Verbs, "libclang-dev"),
+    (Group::Verbs, "g++"),
+    // The kernel.
+    (Group::Guest, "gcc"),
+    (Group::Guest, "make"),
+    (Group::Guest, "bc"),
+    (Group::Guest, "flex"),
+    (Group::Guest, "bison"),
+    (Group::Guest, "libelf-dev"),
+    (Group::Guest, "libssl-dev"),
+    (Group::Guest, "xz-utils"),
+    (Group::Guest, "lz4"),
+    (Group::Guest, "kmod"),
+    (Group::Guest, "cpio"),
+    (Group::Guest, "busybox-static"),
+    // The machine, and what session.sh and wire.sh call in it.
+    (Group::Guest, "qemu-system-x86"),
+    (Group::Guest, "iproute2"),
+    (Group::Guest, "procps"),
+    (Group::Guest, "rdma-core"),
+    (Group::Guest, "ibverbs-providers"),
+    (Group::Guest, "ibverbs-utils"),
+    (Group::Guest, "librdmacm1"),
+    // Peers, measuring, captures.
+    (Group::Interop, "rdmacm-utils"),
+    (Group::Interop, "perftest"),
+    (Group::Interop, "ksmbd-tools"),
+    (Group::Interop, "cifs-utils"),
+    (Group::Interop, "tcpdump"),
+    (Group::Interop, "tshark"),
+];
+
+impl fmt::Display for Group {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Verbs => "verbs",
+            Self::Guest => "guest",
+            Self::Interop => "interop",
+        })
+    }
+}
+
+/// Packages of `groups` that are not installed.
+pub(crate) fn missing(groups: &[Group]) -> Vec<&'static str> {
+    let wanted: Vec<&str> = PACKAGES
+        .iter()
+        .filter(|(group, _)| groups.contains(group))
+        .map(|&(_, name)| name)
+        .collect();
+    let installed = installed(&wanted);
+    wanted
+        .into_iter()
+        .filter(|&name| !installed.contains(name))
+        .collect()
+}
+
+/// The command that installs `packages`, as a line for a person.
+pub(crate) fn install_line(packages: &[&str]) -> String {
+    format!(
+        "apt-get install -y --no-install-recommends {}",
+        packages.join(" ")
+    )
+}
+
+/// The version that apt would install; `None` if apt's lists do not know the package.
+pub(crate) fn candidate(package: &str) -> Option<String> {
+    let text = process::output(
+        Command::new("apt-cache")
+            .args(["policy", package])
+            .env("LC_ALL", "C"),
+    )?;
+    let line = text
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("Candidate:"))?;
+    Some(line.trim().to_owned()).filter(|version| version != "(none)")
+}
+
+/// Downloads `package` at `version` into `directory` without installing it, and gives the file's path.
+pub(crate) fn download(
+    package: &str,
+    version: &str,
+    directory: &Path,
+) -> Result<std::path::PathBuf> {
+    let status = Command::new("apt-get")
+        .args([
+            "-q",
+            "-o",
+            "APT::Sandbox::User=root",
+            "download",
+            &format!("{package}={version}"),
+        ])
+        .current_dir(directory)
+        .status()
+        .context("cannot run apt-get")?;
+    let prefix = format!("{package}_");
+    let found = fs::read_dir(directory)
+        .context(format!("cannot read {}", directory.display()))?
+        .flatten()
+        .find(|entry| entry.file_name().to_string_lossy().starts_with(&prefix));
+    match found {
+        Some(entry) if status.success() => Ok(entry.path()),
+        _ => Err(Error::new(format!(
+            "apt-get download {package} failed ({status})"
+        ))),
+    }
+}
+
+fn installed(packages: &[&str]) -> HashSet<String> {
+    // dpkg-query fails if one of them is unknown, and still tells of the others.
+    let output = Command::new("dpkg-query")
+        .args(["-W", "-f", "${db:Status-Abbrev} ${Package}\n"])
+        .args(packages)
+        .output();
+    let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+    text.unwrap_or_default()
+        .lines()
+        .filter_map(|line| line.strip_prefix("ii "))
+        .map(|name| name.trim().to_owned())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_package_is_listed_twice() {
+        let names: HashSet<&str> = PACKAGES.iter().map(|&(_, name)| name).collect();
+        assert_eq!(names.len(), PACKAGES.len());
+    }
+}
