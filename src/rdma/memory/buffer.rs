@@ -5,11 +5,14 @@ use std::fmt;
 use std::ops::{Deref, DerefMut, Range};
 use std::ptr::NonNull;
 use std::sync::Arc;
+#[cfg(any(test, feature = "testing", feature = "iwarp"))]
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use bytes::Bytes;
 
-use super::Domain;
 use super::slab::SlotRef;
+use super::{Access, Domain, Registration, RemoteAccess};
+use crate::rdma::RdmaError;
 
 /// Registered memory that one holder owns and may change. Goes back to its pool when dropped.
 pub struct IoBuf {
@@ -229,6 +232,69 @@ impl IoPin {
     pub fn address(&self) -> NonNull<u8> {
         // SAFETY: `start` is within the slot.
         unsafe { self.slot.base().add(self.start) }
+    }
+
+    /// Writes `bytes` at `offset`, as a device does: who else copies the same bytes meanwhile sees old and new
+    /// ones mixed. For providers that place in software.
+    ///
+    /// # Panics
+    /// If the range is not within it.
+    #[cfg(any(test, feature = "testing", feature = "iwarp"))]
+    #[cfg_attr(not(any(test, feature = "testing")), allow(dead_code))]
+    pub(crate) fn copy_in(&self, offset: usize, bytes: &[u8]) {
+        for (cell, byte) in self.cells(offset, bytes.len()).iter().zip(bytes) {
+            cell.store(*byte, Ordering::Relaxed);
+        }
+    }
+
+    /// Reads `bytes.len()` bytes from `offset` on; otherwise as [`IoPin::copy_in`].
+    ///
+    /// # Panics
+    /// If the range is not within it.
+    #[cfg(any(test, feature = "testing", feature = "iwarp"))]
+    #[cfg_attr(not(any(test, feature = "testing")), allow(dead_code))]
+    pub(crate) fn copy_out(&self, offset: usize, bytes: &mut [u8]) {
+        for (cell, byte) in self.cells(offset, bytes.len()).iter().zip(bytes) {
+            *byte = cell.load(Ordering::Relaxed);
+        }
+    }
+
+    /// A range of it as atomics, which any number of threads may copy from and to.
+    #[cfg(any(test, feature = "testing", feature = "iwarp"))]
+    #[cfg_attr(not(any(test, feature = "testing")), allow(dead_code))]
+    fn cells(&self, offset: usize, len: usize) -> &[AtomicU8] {
+        assert!(
+            offset <= self.len && len <= self.len - offset,
+            "{len} bytes at {offset} of {}",
+            self.len
+        );
+        // SAFETY: the range is within the slot, whose memory is initialised, and `AtomicU8` has the layout of `u8`.
+        // While a pin lives there is no slice of the slot (`IoBuf` comes from one only by `unpin`, which asks for
+        // the last reference), so that all of Rust's accesses to these bytes are atomic; what a device does to them
+        // is outside of Rust's memory model, as it is for all registered memory.
+        unsafe {
+            std::slice::from_raw_parts(self.address().as_ptr().add(offset).cast::<AtomicU8>(), len)
+        }
+    }
+
+    /// Registers this memory alone, for the peer's use through a key of its own. The slot is kept until the
+    /// registration is dropped. May block.
+    ///
+    /// # Errors
+    /// The device refuses.
+    pub fn register(&self, access: RemoteAccess) -> Result<Registration, RdmaError> {
+        // SAFETY: the guard holds the slot, and with it the mapping, until the device has forgotten the range: it is
+        // dropped after the inner registration.
+        let inner = unsafe {
+            self.domain()
+                .register(self.address(), self.len, Access::remote(access))
+        }?;
+        let (local, remote) = (inner.local_key(), inner.remote_key());
+        Ok(Registration::new(
+            local,
+            remote,
+            Some(Box::new((inner, self.slot.clone()))),
+        ))
     }
 
     /// Bytes.

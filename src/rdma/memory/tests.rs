@@ -68,6 +68,34 @@ fn only_the_last_holder_gets_the_buffer_back() {
 }
 
 #[test]
+fn a_pin_is_copied_to_and_from_within_its_range() {
+    let slab = slab(64, 1);
+    let mut buf = slab.take().unwrap();
+    buf.fill(0);
+    let pin = buf.pin();
+    let part = pin.slice(8..16);
+    part.copy_in(2, b"abc");
+    let mut seen = [9; 5];
+    pin.copy_out(9, &mut seen);
+    assert_eq!(&seen, b"\0abc\0");
+    let outside =
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| part.copy_in(6, b"abc")));
+    assert!(outside.is_err());
+}
+
+#[test]
+fn a_registration_of_its_own_keeps_the_memory() {
+    let slab = slab(64, 1);
+    let pin = slab.take().unwrap().pin();
+    let registration = pin.register(RemoteAccess::Write).unwrap();
+    let pin = pin.unpin().unwrap_err();
+    drop(pin);
+    assert_eq!(slab.free(), 0);
+    drop(registration);
+    assert_eq!(slab.free(), 1);
+}
+
+#[test]
 fn slots_outlive_the_slab() {
     let slab = slab(64, 2);
     let mut buf = slab.take().unwrap();
