@@ -4,10 +4,10 @@ use std::collections::HashSet;
 use std::fmt;
 use std::fs;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use crate::error::{Context, Error, Result};
-use crate::{paths, process};
+use crate::process;
 
 /// What a group of packages is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,6 +115,7 @@ pub(crate) fn download(
             &format!("{package}={version}"),
         ])
         .current_dir(directory)
+        .stdout(Stdio::null())
         .status()
         .context("cannot run apt-get")?;
     let prefix = format!("{package}_");
