@@ -1,0 +1,309 @@
+//! The credit machine: who may send how much ([MS-SMBD] 3.1.5.1, 3.1.5.8, 3.1.5.9).
+//!
+//! Three numbers are kept apart: credits we hold (`send`), receives really posted (`posted`), and
+//! those of them that the peer was told of and has not used (`granted`). A credit is granted only
+//! out of `posted - granted`, so that a granted receive exists by the time the peer hears of it.
+//!
+//! When nothing else is to be sent, a grant of its own leaves only when the peer has used up most
+//! of its credits. Granting each one back at once would let two idle peers bounce grants for ever.
+
+use std::time::{Duration, Instant};
+
+use super::{Config, CreditProfile};
+
+/// How many receives beyond those still granted may be given away, in total, to keep keepalives
+/// going while the application does not take its messages.
+pub const STALL_RESERVE: u32 = 16;
+
+const ADAPTIVE_START: u16 = 32;
+const SMALL: u16 = 8;
+/// A peer that uses up its credits within this time gets more of them.
+const FAST: Duration = Duration::from_secs(1);
+
+/// The credits of a connection at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CreditSnapshot {
+    /// Messages we may send now.
+    pub send: u32,
+    /// Receives posted for data transfer messages.
+    pub posted: u32,
+    /// Receives the peer was granted and has not used. Never more than `posted`.
+    pub granted: u32,
+    /// What we aim to keep granted: the least of the peer's wish, our maximum and the profile's
+    /// present level.
+    pub target: u32,
+}
+
+/// What a message may be spent on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// Data or a grant.
+    Ordinary,
+    /// An answer to the peer's probe.
+    Answer,
+    /// A probe of ours.
+    Probe,
+}
+
+/// Whether and with what grant a message may leave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Spend {
+    /// Send it, granting this many.
+    Granting(u16),
+    /// Not now: no credit, or the last one and nothing to grant.
+    Wait,
+    /// Never: the application does not take messages and the reserve is used up.
+    ReserveExhausted,
+}
+
+#[derive(Debug)]
+pub(crate) struct Credits {
+    /// `Connection.SendCredits`. Saturating: a peer may grant without bound.
+    send: u32,
+    posted: u32,
+    /// `Connection.ReceiveCredits`.
+    granted: u32,
+    receive_max: u16,
+    /// `Connection.ReceiveCreditTarget`, as the peer last said.
+    peer_target: u16,
+    /// The profile's present level.
+    level: u16,
+    profile: CreditProfile,
+    /// When the peer last held all of its target.
+    full_since: Option<Instant>,
+    stall: Option<Stall>,
+}
+
+/// While the application does not take its messages.
+#[derive(Debug)]
+struct Stall {
+    /// Grants funded by receives that held no data and so are free again.
+    recycled: u32,
+    /// Grants left for keepalives.
+    reserve: u32,
+}
+
+impl Credits {
+    pub(crate) fn new(config: &Config) -> Self {
+        let level = match config.credit_profile {
+            CreditProfile::Adaptive => ADAPTIVE_START,
+            CreditProfile::Full => u16::MAX,
+            CreditProfile::Small => SMALL,
+        };
+        Self {
+            send: 0,
+            posted: 0,
+            granted: 0,
+            receive_max: config.receive_credit_max,
+            peer_target: 0,
+            level,
+            profile: config.credit_profile,
+            full_since: None,
+            stall: None,
+        }
+    }
+
+    pub(crate) fn snapshot(&self) -> CreditSnapshot {
+        CreditSnapshot {
+            send: self.send,
+            posted: self.posted,
+            granted: self.granted,
+            target: self.target(),
+        }
+    }
+
+    /// The peer's `CreditsGranted`.
+    pub(crate) fn add_send_credits(&mut self, granted: u16) {
+        self.send = self.send.saturating_add(u32::from(granted));
+    }
+
+    /// The peer's `CreditsRequested`: absolute, those it holds included.
+    pub(crate) fn set_peer_target(&mut self, target: u16) {
+        self.peer_target = target;
+    }
+
+    /// Receives were really posted.
+    pub(crate) fn receives_posted(&mut self, count: u32) {
+        self.posted = self.posted.saturating_add(count);
+    }
+
+    pub(crate) fn posted(&self) -> u32 {
+        self.posted
+    }
+
+    /// More receives to post now.
+    ///
+    /// One more than the target is kept posted, for the grant that a last credit needs: [MS-SMBD]
+    /// 3.1.5.9 wants a receive to be posted for it even when the target is reached.
+    pub(crate) fn wanted(&self) -> u32 {
+        let goal = match &self.stall {
+            None => (self.target().max(self.granted) + 1).min(u32::from(self.receive_max) + 1),
+            Some(stall) => self
+                .granted
+                .saturating_add(stall.recycled + u32::from(stall.reserve > 0)),
+        };
+        goal.saturating_sub(self.posted)
+    }
+
+    /// A message arrived and used one of the peer's credits. False: the peer held none.
+    pub(crate) fn receive(&mut self, now: Instant) -> bool {
+        // Receives are consumed whatever the peer was told.
+        self.posted = self.posted.saturating_sub(1);
+        if self.granted == 0 {
+            return false;
+        }
+        self.granted -= 1;
+        if self.granted <= self.low_water() {
+            self.grow(now);
+        }
+        true
+    }
+
+    /// The message that arrived held no data, so its receive is free at once.
+    pub(crate) fn received_control(&mut self) {
+        if let Some(stall) = &mut self.stall {
+            stall.recycled = stall.recycled.saturating_add(1);
+        }
+    }
+
+    pub(crate) fn set_application_ready(&mut self, ready: bool) {
+        if ready {
+            self.stall = None;
+        } else if self.stall.is_none() {
+            self.stall = Some(Stall {
+                recycled: 0,
+                reserve: STALL_RESERVE,
+            });
+        }
+    }
+
+    pub(crate) fn is_stalled(&self) -> bool {
+        self.stall.is_some()
+    }
+
+    /// The peer cannot send anything, because we gave it no credit.
+    pub(crate) fn peer_is_starved(&self) -> bool {
+        self.granted == 0
+    }
+
+    /// Whether a message should be sent for no other reason than to grant.
+    ///
+    /// A full target less the one message that our grant costs must be above the low water, else
+    /// the peer would answer the grant with a grant, and so on.
+    pub(crate) fn grant_is_due(&self) -> bool {
+        self.stall.is_none() && self.granted <= self.low_water() && self.grantable() > 0
+    }
+
+    /// The grant of the negotiate response; it costs no credit.
+    pub(crate) fn grant_initial(&mut self, now: Instant) -> u16 {
+        let grant = self.grantable();
+        self.note_granted(grant, now);
+        grant
+    }
+
+    /// Takes one credit for a message, if the rules allow it, and decides what the message grants.
+    pub(crate) fn spend(&mut self, purpose: Purpose, now: Instant) -> Spend {
+        if self.send == 0 {
+            return Spend::Wait;
+        }
+        let grant = match self.stall {
+            None => self.ordinary_grant(),
+            Some(_) => match self.stalled_grant(purpose) {
+                Some(grant) => grant,
+                None => return Spend::ReserveExhausted,
+            },
+        };
+        // [MS-SMBD] 3.1.5.1: the last credit is spent only on a message that grants at least one,
+        // else both sides could end without credits and without a way to get any.
+        if self.send == 1 && grant == 0 {
+            return Spend::Wait;
+        }
+        // A probe that the peer has no credit to answer would kill it for our own silence.
+        if purpose == Purpose::Probe && self.granted == 0 && grant == 0 && self.stall.is_some() {
+            return Spend::Wait;
+        }
+        self.send -= 1;
+        self.note_granted(grant, now);
+        Spend::Granting(grant)
+    }
+
+    fn target(&self) -> u32 {
+        u32::from(
+            self.peer_target
+                .min(self.receive_max)
+                .min(self.level)
+                .max(1),
+        )
+    }
+
+    /// A peer with this many credits or fewer is running dry.
+    fn low_water(&self) -> u32 {
+        match self.target() {
+            1 | 2 => 0,
+            target => (target / 4).max(1),
+        }
+    }
+
+    fn grantable(&self) -> u16 {
+        let up_to = self.posted.min(self.target());
+        u16::try_from(up_to.saturating_sub(self.granted)).unwrap_or(u16::MAX)
+    }
+
+    fn ordinary_grant(&self) -> u16 {
+        if self.send > 1 {
+            return self.grantable();
+        }
+        // [MS-SMBD] 3.1.5.9: for the last credit at least one, even beyond the target. And so that
+        // the peer holds two: one to answer with and one to keep. With a single credit in the
+        // world, two peers would hand it to and fro.
+        let up_to = self.posted.min(self.target().max(2).max(self.granted + 1));
+        u16::try_from(up_to.saturating_sub(self.granted)).unwrap_or(u16::MAX)
+    }
+
+    /// What to grant while the application is stalled: what costs no memory, and for keepalives
+    /// from the reserve. None: a keepalive needs the reserve and it is used up.
+    fn stalled_grant(&mut self, purpose: Purpose) -> Option<u16> {
+        let stall = self.stall.as_mut()?;
+        let available = self.posted.saturating_sub(self.granted);
+        let needs_reserve = stall.recycled == 0
+            && match purpose {
+                Purpose::Ordinary => false,
+                Purpose::Answer => self.send == 1,
+                // The peer must be able to answer, also one that keeps its last credit.
+                Purpose::Probe => self.granted < 2,
+            };
+        if needs_reserve {
+            if stall.reserve == 0 {
+                return None;
+            }
+            if available == 0 {
+                return Some(0);
+            }
+            stall.reserve -= 1;
+            return Some(1);
+        }
+        let grant = stall.recycled.min(available).min(u32::from(u16::MAX));
+        stall.recycled -= grant;
+        Some(grant as u16)
+    }
+
+    fn note_granted(&mut self, grant: u16, now: Instant) {
+        self.granted += u32::from(grant);
+        if grant > 0 && self.granted >= self.target() {
+            self.full_since = Some(now);
+        }
+    }
+
+    /// Raises the level when the peer has used up a full target quickly.
+    fn grow(&mut self, now: Instant) {
+        let Some(since) = self.full_since.take() else {
+            return;
+        };
+        let fast = now.saturating_duration_since(since) <= FAST;
+        let limited = self.level < self.peer_target.min(self.receive_max);
+        if self.profile == CreditProfile::Adaptive && fast && limited {
+            self.level = self.level.saturating_mul(2);
+        }
+    }
+}
