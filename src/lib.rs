@@ -2,5 +2,7 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![deny(unsafe_code)]
 
+pub mod engine;
 pub mod proto;
 pub mod rdma;
+pub mod transport;

@@ -4,8 +4,7 @@
 use std::any::Any;
 use std::fmt;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicBool, Ordering as StdOrdering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use super::free_list::FreeList;
 use super::sync::{AtomicU32, Ordering, fence};
@@ -36,9 +35,6 @@ pub(crate) struct Shared {
     slot_size: usize,
     free: FreeList,
     counts: Box<[AtomicU32]>,
-    /// Someone waits for a slot; the next one given back calls `returned`.
-    wanted: AtomicBool,
-    returned: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
 impl Slab {
@@ -92,8 +88,6 @@ impl Slab {
                 slot_size,
                 free: FreeList::full(count),
                 counts: (0..count).map(|_| AtomicU32::new(0)).collect(),
-                wanted: AtomicBool::new(false),
-                returned: OnceLock::new(),
             }),
         })
     }
@@ -121,17 +115,6 @@ impl Slab {
     /// Bytes per slot.
     pub fn slot_size(&self) -> usize {
         self.shared.slot_size
-    }
-
-    /// Sets what [`Slab::want`] asks to be called, once; later calls change nothing.
-    pub(crate) fn on_return(&self, call: Box<dyn Fn() + Send + Sync>) {
-        let _ = self.shared.returned.set(call);
-    }
-
-    /// Asks that the next slot given back calls the function of [`Slab::on_return`], on the thread that gives it
-    /// back. Look for free slots once more after asking.
-    pub(crate) fn want(&self) {
-        self.shared.wanted.store(true, StdOrdering::SeqCst);
     }
 }
 
@@ -195,11 +178,5 @@ impl Drop for SlotRef {
         }
         fence(Ordering::Acquire);
         self.shared.free.push(self.slot);
-        if self.shared.wanted.load(StdOrdering::SeqCst)
-            && self.shared.wanted.swap(false, StdOrdering::SeqCst)
-            && let Some(call) = self.shared.returned.get()
-        {
-            call();
-        }
     }
 }

@@ -105,21 +105,6 @@ fn slots_outlive_the_slab() {
 }
 
 #[test]
-fn a_wanted_slot_calls_once() {
-    let slab = slab(64, 2);
-    let calls = Arc::new(AtomicUsize::new(0));
-    let counter = calls.clone();
-    slab.on_return(Box::new(move || {
-        counter.fetch_add(1, Ordering::SeqCst);
-    }));
-    drop(slab.take());
-    slab.want();
-    drop(slab.take());
-    drop(slab.take());
-    assert_eq!(calls.load(Ordering::SeqCst), 1);
-}
-
-#[test]
 fn the_owner_of_brought_memory_lives_as_long_as_its_buffers() {
     struct Owner(Arc<AtomicUsize>, Box<[u8]>);
     impl Drop for Owner {

@@ -1,0 +1,85 @@
+//! What users choose for reactors and channels.
+
+use std::time::Duration;
+
+use crate::proto;
+use crate::rdma::ListenOptions;
+
+/// Options of a reactor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ReactorOptions {
+    /// Name of the thread that [`Reactor::spawn`](super::Reactor::spawn) starts.
+    pub thread_name: String,
+    /// How long the driving thread polls before it sleeps. Zero: it sleeps at once, which costs least; a few tens
+    /// of microseconds save a wake-up per message at the price of a busy processor.
+    pub spin: Duration,
+    /// Events that one pass handles before timers and other work get their turn.
+    pub poll_budget: usize,
+    /// Use huge pages for registered memory where the system has them.
+    pub huge_pages: bool,
+}
+
+impl Default for ReactorOptions {
+    fn default() -> Self {
+        Self {
+            thread_name: "smbdirect".into(),
+            spin: Duration::ZERO,
+            poll_budget: 256,
+            huge_pages: false,
+        }
+    }
+}
+
+/// Options of a channel, and of the channels that a listener accepts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ChannelOptions {
+    /// What is offered in the negotiation, and the timers.
+    pub protocol: proto::Config,
+    /// Bytes of accepted but unsent messages, above which no more are accepted. One message is always accepted by
+    /// an empty queue.
+    pub send_queue_bytes: usize,
+    /// Bytes of received messages that the application has not taken, above which no more are received.
+    pub receive_queue_bytes: usize,
+    /// Places in the send queue of the queue pair.
+    pub send_depth: u32,
+    /// RDMA reads in flight as initiator (a server reads what a client writes).
+    pub initiator_depth: u16,
+    /// RDMA reads of the peer served at a time (a client's memory is read by the server).
+    pub responder_resources: u16,
+    /// Type of service (IPv4) or traffic class (IPv6) byte; the upper six bits are the DSCP.
+    pub type_of_service: Option<u8>,
+    /// ACK timeout exponent of the queue pair (4.096 µs × 2^n), where the fabric has one.
+    pub ack_timeout: Option<u8>,
+    /// How long a dropped channel still sends what it had accepted.
+    pub linger: Duration,
+    /// Listeners: the system's queue and the limits on unfinished RDMA handshakes.
+    pub listen: ListenOptions,
+    /// Listeners: connections that are connected but not negotiated, at most, in total.
+    pub max_negotiating: usize,
+    /// Listeners: the same for one peer address.
+    pub max_negotiating_per_peer: usize,
+    /// Listeners: negotiated connections that nobody has accepted yet, at most; more are refused.
+    pub accept_backlog: usize,
+}
+
+impl Default for ChannelOptions {
+    fn default() -> Self {
+        Self {
+            protocol: proto::Config::default(),
+            send_queue_bytes: 4 << 20,
+            receive_queue_bytes: 4 << 20,
+            send_depth: 256,
+            initiator_depth: 16,
+            responder_resources: 16,
+            type_of_service: None,
+            ack_timeout: None,
+            linger: Duration::from_secs(5),
+            listen: ListenOptions::default(),
+            max_negotiating: 1024,
+            max_negotiating_per_peer: 64,
+            accept_backlog: 128,
+        }
+    }
+}

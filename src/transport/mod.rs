@@ -1,0 +1,96 @@
+//! The public face: what an SMB server or client needs from its transport.
+//!
+//! [`Transport`] is implemented by the SMB Direct [`Channel`](crate::engine::Channel) and by the crate's TCP transport,
+//! so that a server is written once. May import `proto`, `rdma` and, for implementing the traits, `engine`.
+
+mod error;
+mod ext;
+mod info;
+mod message;
+mod op;
+mod stats;
+
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+pub use error::{ApiMisuse, DisconnectReason, Error, TrySendError};
+pub use ext::{ListenerExt, TransportExt};
+pub use info::{Info, Limits, TransportKind};
+pub use message::{Gather, Message, OutMessage, SteeringTag};
+pub(crate) use op::Completer;
+pub use op::Op;
+pub use stats::{Stats, TimeTotal};
+
+use crate::rdma::IoBuf;
+
+/// How to close a transport.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Close {
+    /// At once. Messages that were accepted but not sent yet are lost.
+    Abort,
+    /// In order: new sends are refused, what was accepted is sent, then the connection ends; at the latest after
+    /// this time.
+    Graceful(Duration),
+}
+
+/// What an SMB server or client needs from its transport: whole messages both ways, in order.
+///
+/// All methods may be called from any thread. None of them sleeps; [`TransportExt`] has `async` and blocking forms.
+pub trait Transport: Send + Sync {
+    /// What this connection is: kind, provider, device, addresses, negotiated parameters.
+    fn info(&self) -> &Info;
+
+    /// The largest messages and transfers, in bytes.
+    fn limits(&self) -> Limits;
+
+    /// Waits until a message of any legal size would be accepted by [`Transport::start_send`]. One task at a time is
+    /// woken per transport; a later call replaces the earlier one's waker.
+    ///
+    /// # Errors
+    /// The connection has ended.
+    fn poll_ready(&self, cx: &mut Context<'_>) -> Poll<Result<(), Error>>;
+
+    /// Accepts all of a message for sending, or nothing of it. Once accepted it is sent whole, in the order of
+    /// acceptance; a later failure appears in [`Transport::poll_recv`] and [`Transport::poll_closed`].
+    ///
+    /// # Errors
+    /// The queue is full, the message is empty or too large, or the connection has ended; nothing was sent.
+    fn start_send(&self, message: OutMessage<'_>) -> Result<(), TrySendError>;
+
+    /// The next message; `None` when the peer closed in order and all messages were taken. One caller at a time: a
+    /// later call replaces the earlier one's waker. Nothing is lost when the waiting caller goes away.
+    ///
+    /// # Errors
+    /// The connection failed; messages that had arrived whole come first.
+    fn poll_recv(&self, cx: &mut Context<'_>) -> Poll<Result<Option<Message>, Error>>;
+
+    /// Waits for the end of the connection and says why.
+    fn poll_closed(&self, cx: &mut Context<'_>) -> Poll<DisconnectReason>;
+
+    /// Begins to close. Closing twice is harmless; an abort overrides a graceful close.
+    fn close(&self, how: Close);
+
+    /// Memory of at least `len` bytes that this transport can use without a copy: registered for RDMA, from the heap
+    /// on TCP. Its length is `len`; its contents are unspecified.
+    fn allocate(&self, len: usize) -> Op<IoBuf>;
+
+    /// Counters since the connection was made.
+    fn stats(&self) -> Stats;
+}
+
+/// Where connections come from.
+pub trait Listener: Send + Sync {
+    /// The next connection, negotiated and ready for messages. Handshakes run beside it; failed ones are counted and
+    /// logged, never returned. One caller at a time: a later call replaces the earlier one's waker.
+    ///
+    /// # Errors
+    /// The listener itself cannot go on.
+    fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<Result<Arc<dyn Transport>, Error>>;
+
+    /// The addresses on which it listens.
+    fn local_addresses(&self) -> Vec<std::net::SocketAddr>;
+
+    /// Stops listening; connections that were accepted live on.
+    fn close(&self);
+}
