@@ -18,6 +18,8 @@ pub mod memory;
 mod options;
 mod provider;
 mod request;
+#[cfg(any(test, feature = "testing"))]
+pub mod sim;
 
 pub use error::{CompletionStatus, PostError, RdmaError, RdmaOperation};
 pub use event::{Close, Event, Incoming, LossReason, PeerInfo};
