@@ -1,13 +1,12 @@
 //! Debian packages: the one list of what the commands need besides Rust, and how it is looked for and installed.
 
 use std::collections::HashSet;
-use std::fmt;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use crate::error::{Context, Error, Result};
-use crate::process;
+use crate::{paths, process};
 
 /// What a group of packages is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,14 +54,8 @@ pub(crate) const PACKAGES: &[(Group, &str)] = &[
     (Group::Interop, "tshark"),
 ];
 
-impl fmt::Display for Group {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Verbs => "verbs",
-            Self::Guest => "guest",
-            Self::Interop => "interop",
-        })
-    }
+impl Group {
+    pub(crate) const ALL: [Self; 3] = [Self::Verbs, Self::Guest, Self::Interop];
 }
 
 /// Packages of `groups` that are not installed.
@@ -79,12 +72,62 @@ pub(crate) fn missing(groups: &[Group]) -> Vec<&'static str> {
         .collect()
 }
 
+/// Whether this is a machine whose packages apt manages.
+pub(crate) fn available() -> bool {
+    paths::program("apt-get").is_some() && paths::program("dpkg-query").is_some()
+}
+
+/// Whether packages can be installed: apt, and the right to use it.
+pub(crate) fn may_install() -> bool {
+    available() && is_root()
+}
+
 /// The command that installs `packages`, as a line for a person.
 pub(crate) fn install_line(packages: &[&str]) -> String {
     format!(
         "apt-get install -y --no-install-recommends {}",
         packages.join(" ")
     )
+}
+
+/// What installing `packages` costs, in apt's words; `None` if apt cannot tell.
+pub(crate) fn cost(packages: &[&str]) -> Option<String> {
+    // Run without rights: nothing is locked, nothing installed, the answer to its question is no.
+    let output = Command::new("apt-get")
+        .args([
+            "-o",
+            "Debug::NoLocking=1",
+            "--assume-no",
+            "--no-install-recommends",
+            "install",
+        ])
+        .args(packages)
+        .env("LC_ALL", "C")
+        .output()
+        .ok()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let lines: Vec<&str> = text
+        .lines()
+        .filter(|line| line.starts_with("Need to get") || line.starts_with("After this operation"))
+        .collect();
+    (!lines.is_empty()).then(|| lines.join(" "))
+}
+
+/// The commands that install `packages`, the refreshing of old lists included.
+pub(crate) fn install_commands(packages: &[&str]) -> Vec<Command> {
+    let mut commands = Vec::new();
+    if !lists_are_fresh() {
+        let mut update = Command::new("apt-get");
+        update.args(["update", "-q"]);
+        commands.push(update);
+    }
+    let mut install = Command::new("apt-get");
+    install
+        .args(["install", "-y", "-q", "--no-install-recommends"])
+        .args(packages)
+        .env("DEBIAN_FRONTEND", "noninteractive");
+    commands.push(install);
+    commands
 }
 
 /// The version that apt would install; `None` if apt's lists do not know the package.
@@ -131,6 +174,20 @@ pub(crate) fn download(
     }
 }
 
+/// Whether apt has lists of packages, none older than a day.
+fn lists_are_fresh() -> bool {
+    let Ok(entries) = fs::read_dir("/var/lib/apt/lists") else {
+        return false;
+    };
+    let lists = entries
+        .flatten()
+        .filter(|entry| entry.file_name().to_string_lossy().contains("Packages"));
+    // A list keeps the time of its making at the archive; that of its directory is that of the last update.
+    let age = fs::metadata("/var/lib/apt/lists/partial").and_then(|metadata| metadata.modified());
+    let fresh = age.is_ok_and(|time| time.elapsed().is_ok_and(|age| age.as_secs() < 86_400));
+    fresh && lists.count() > 0
+}
+
 fn installed(packages: &[&str]) -> HashSet<String> {
     // dpkg-query fails if one of them is unknown, and still tells of the others.
     let output = Command::new("dpkg-query")
@@ -143,6 +200,13 @@ fn installed(packages: &[&str]) -> HashSet<String> {
         .filter_map(|line| line.strip_prefix("ii "))
         .map(|name| name.trim().to_owned())
         .collect()
+}
+
+/// Whether this process may do everything, from its effective user id in `/proc`.
+fn is_root() -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let uids = status.lines().find_map(|line| line.strip_prefix("Uid:"));
+    uids.and_then(|ids| ids.split_whitespace().nth(1)) == Some("0")
 }
 
 #[cfg(test)]

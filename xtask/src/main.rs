@@ -10,6 +10,7 @@ mod guest;
 mod kernel;
 mod paths;
 mod process;
+mod test;
 
 use std::process::ExitCode;
 
@@ -24,6 +25,12 @@ struct Command {
 }
 
 const COMMANDS: &[Command] = &[
+    Command {
+        name: "test",
+        summary: "run every check of the project, stage by stage",
+        help: test::HELP,
+        run: test::run,
+    },
     Command {
         name: "guest",
         summary: "run a command in a QEMU guest with RDMA devices",

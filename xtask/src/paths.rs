@@ -19,12 +19,15 @@ pub(crate) fn guest_file(name: &str) -> PathBuf {
 
 /// Cargo's build directory: this program was built into it.
 pub(crate) fn target() -> PathBuf {
-    let profile = env::current_exe()
-        .ok()
-        .and_then(|exe| exe.parent().map(Path::to_owned));
+    let program = env::current_exe().unwrap_or_default();
+    // target/PROFILE/xtask, and target/PROFILE/deps/xtask-HASH in unit tests.
+    let profile = program
+        .ancestors()
+        .skip(1)
+        .find(|path| !path.ends_with("deps"));
     profile
-        .and_then(|profile| profile.parent().map(Path::to_owned))
-        .unwrap_or_else(|| root().join("target"))
+        .and_then(Path::parent)
+        .map_or_else(|| root().join("target"), Path::to_owned)
 }
 
 /// `smbdirect` in the user's cache directory, created if needed.

@@ -1,0 +1,246 @@
+//! The stages, in the order in which they run. A new check is one more entry here; a test inside the guest is one more
+//! script (see [`super::scripts`]) and needs nothing here.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use super::scripts;
+use super::stage::{Job, Machine, Need, Stage, Verdict, verbs_buildable};
+use crate::apt::{self, Group};
+use crate::error::{Context, Error, Result};
+use crate::paths;
+
+/// All stages that this checkout has.
+pub(super) fn stages() -> Result<Vec<Stage>> {
+    let mut stages = vec![
+        Stage::new("packages", "packages", minutes(15), packages).always(),
+        Stage::new("format", "rust", minutes(2), |_, job| {
+            cargo(job, &[&["fmt", "--all", "--check"]])
+        }),
+        Stage::new("clippy", "rust", minutes(15), clippy),
+        Stage::new("documentation", "rust", minutes(10), documentation),
+        Stage::new("tests", "rust", minutes(25), tests).visible(),
+        Stage::new("examples", "rust", minutes(15), |_, job| {
+            passed(build_examples(job))
+        }),
+        Stage::new("linked libraries", "rust", minutes(3), linked_libraries)
+            .needs([Need::Program("readelf")]),
+        Stage::new("demo", "rust", minutes(15), demo).visible(),
+    ];
+    stages.extend(fuzz());
+    stages.extend(deny());
+    stages.push(
+        Stage::new("guest kernel", "guest", minutes(55), |machine, _| {
+            machine.kernel().map(|_| Verdict::Passed)
+        })
+        .needs([Need::Packages(Group::Guest)]),
+    );
+    stages.extend(scripts::stages()?);
+    Ok(stages)
+}
+
+/// Installs what is missing, and starts the build of the guest's kernel, which takes longest.
+fn packages(machine: &Machine, job: &Job) -> Result<Verdict> {
+    let missing = apt::missing(&Group::ALL);
+    if !missing.is_empty() && apt::may_install() {
+        println!("\n{}", apt::install_line(&missing));
+        for mut command in apt::install_commands(&missing) {
+            job.run(&mut command)?;
+        }
+    }
+    machine.start_kernel();
+    Ok(Verdict::Passed)
+}
+
+fn clippy(machine: &Machine, job: &Job) -> Result<Verdict> {
+    for features in [&[][..], machine.all_features(), &["--no-default-features"]] {
+        let mut command = job.cargo(["clippy", "--workspace", "--all-targets"]);
+        job.run(command.args(features).args(["--", "-D", "warnings"]))?;
+    }
+    Ok(Verdict::Passed)
+}
+
+fn documentation(machine: &Machine, job: &Job) -> Result<Verdict> {
+    let mut command = job.cargo(["doc", "--no-deps", "-p", "smbdirect"]);
+    passed(
+        job.run(
+            command
+                .args(machine.all_features())
+                .env("RUSTDOCFLAGS", "-D warnings"),
+        ),
+    )
+}
+
+/// Unit tests, the simulated worlds, loopback tests and the documentation's examples.
+fn tests(machine: &Machine, job: &Job) -> Result<Verdict> {
+    let mut command = job.cargo(["test", "--workspace"]);
+    passed(job.run(command.args(machine.all_features())))
+}
+
+/// Builds the examples as `demo` and the guest use them.
+pub(super) fn build_examples(job: &Job) -> Result<()> {
+    job.run(&mut job.cargo(example_build()))
+}
+
+/// Cargo's words for the examples: with the feature `verbs` wherever it can be built.
+pub(crate) fn example_build() -> Vec<&'static str> {
+    let mut words = vec!["build", "--release", "-p", "smbdirect", "--examples"];
+    if verbs_buildable() {
+        words.extend(["--features", "verbs"]);
+    }
+    words
+}
+
+/// The examples' names and programs.
+pub(super) fn examples() -> Result<Vec<(String, PathBuf)>> {
+    let sources = paths::root().join("examples");
+    let Ok(entries) = fs::read_dir(&sources) else {
+        return Ok(Vec::new());
+    };
+    let mut names: Vec<String> = entries
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| {
+            path.extension().is_some_and(|extension| extension == "rs")
+                || path.join("main.rs").is_file()
+        })
+        .filter_map(|path| Some(path.file_stem()?.to_str()?.to_owned()))
+        .collect();
+    names.sort();
+    let programs = paths::target().join("release/examples");
+    let all = names
+        .into_iter()
+        .map(|name| (name.clone(), programs.join(name)));
+    // One whose required features are not built is not there.
+    Ok(all.filter(|(_, program)| program.is_file()).collect())
+}
+
+/// The examples start on machines without RDMA libraries: nothing asks the loader for them.
+fn linked_libraries(_: &Machine, job: &Job) -> Result<Verdict> {
+    for (name, program) in examples()? {
+        let dynamic = job.read(Command::new("readelf").arg("-d").arg(&program))?;
+        if let Some(line) = rdma_library(&dynamic) {
+            return Err(Error::new(format!(
+                "{name} needs an RDMA library to start: {line}"
+            )));
+        }
+        job.run(Command::new(&program).arg("--help"))?;
+    }
+    Ok(Verdict::Passed)
+}
+
+fn rdma_library(dynamic: &str) -> Option<&str> {
+    let needed = dynamic.lines().filter(|line| line.contains("(NEEDED)"));
+    needed
+        .map(str::trim)
+        .find(|line| line.contains("libibverbs") || line.contains("librdmacm"))
+}
+
+fn demo(_: &Machine, job: &Job) -> Result<Verdict> {
+    let xtask = std::env::current_exe().context("cannot find this program")?;
+    passed(job.run(Command::new(xtask).arg("demo").current_dir(paths::root())))
+}
+
+/// Every fuzz target for some seconds. There is no such stage before there are targets.
+fn fuzz() -> Option<Stage> {
+    let directory = paths::root().join("fuzz");
+    let run = move |machine: &Machine, job: &Job| {
+        if let Some(missing) = install_tool(machine, job, "cargo-fuzz")? {
+            return Ok(Verdict::NotRun(missing));
+        }
+        let list = job.read(&mut job.cargo(["+nightly", "fuzz", "list"]))?;
+        for target in list.split_whitespace() {
+            // cargo-fuzz would start libFuzzer without end.
+            let words = [
+                "+nightly",
+                "fuzz",
+                "run",
+                target,
+                "--",
+                "-max_total_time=10",
+                "-timeout=10",
+            ];
+            job.run(&mut job.cargo(words))?;
+        }
+        Ok(Verdict::Passed)
+    };
+    let stage = Stage::new("fuzz smoke", "fuzz", minutes(20), run).needs([Need::Nightly]);
+    directory.join("Cargo.toml").is_file().then_some(stage)
+}
+
+/// Licences, bans and sources of all dependencies.
+fn deny() -> Option<Stage> {
+    let run = |machine: &Machine, job: &Job| {
+        if let Some(missing) = install_tool(machine, job, "cargo-deny")? {
+            return Ok(Verdict::NotRun(missing));
+        }
+        cargo(
+            job,
+            &[&[
+                "deny",
+                "--all-features",
+                "check",
+                "bans",
+                "licenses",
+                "sources",
+            ]],
+        )
+    };
+    let stage = Stage::new("deny", "deny", minutes(15), run);
+    paths::root().join("deny.toml").is_file().then_some(stage)
+}
+
+/// Installs a tool of cargo's in a run in which everything has to run; else tells how to.
+fn install_tool(machine: &Machine, job: &Job, name: &'static str) -> Result<Option<String>> {
+    if Need::Program(name).missing().is_none() {
+        return Ok(None);
+    }
+    if !machine.strict {
+        return Ok(Some(format!("no {name} (cargo install --locked {name})")));
+    }
+    job.run(&mut job.cargo(["install", "--locked", name]))
+        .map(|()| None)
+}
+
+fn cargo(job: &Job, commands: &[&[&str]]) -> Result<Verdict> {
+    commands
+        .iter()
+        .try_for_each(|words| job.run(&mut job.cargo(*words)))?;
+    Ok(Verdict::Passed)
+}
+
+fn passed(result: Result<()>) -> Result<Verdict> {
+    result.map(|()| Verdict::Passed)
+}
+
+fn minutes(n: u64) -> Duration {
+    Duration::from_secs(60 * n)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_rdma_library_is_found_among_the_needed() {
+        let dynamic = " 0x01 (NEEDED)  Shared library: [libc.so.6]\n 0x1d (RUNPATH) libibverbs\n";
+        assert_eq!(rdma_library(dynamic), None);
+        let dynamic = format!("{dynamic} 0x01 (NEEDED)  Shared library: [librdmacm.so.1]\n");
+        assert!(rdma_library(&dynamic).is_some());
+    }
+
+    #[test]
+    fn stage_names_are_unique_and_end_in_time() {
+        let stages = stages().unwrap();
+        for (index, stage) in stages.iter().enumerate() {
+            assert!(
+                stages[..index].iter().all(|other| other.name != stage.name),
+                "{}",
+                stage.name
+            );
+            assert!(stage.limit < Duration::from_secs(3600 * 2));
+        }
+    }
+}
