@@ -116,7 +116,11 @@ impl From<Error> for io::Error {
                 DisconnectReason::Local => Kind::NotConnected,
                 DisconnectReason::Peer => Kind::ConnectionReset,
                 DisconnectReason::Protocol(proto::DisconnectReason::Timeout(_)) => Kind::TimedOut,
-                DisconnectReason::Protocol(_) => Kind::InvalidData,
+                DisconnectReason::Protocol(_)
+                | DisconnectReason::BadFraming
+                | DisconnectReason::MessageTooLarge { .. } => Kind::InvalidData,
+                DisconnectReason::CutOff => Kind::UnexpectedEof,
+                DisconnectReason::Os { errno } => Self::from_raw_os_error(*errno).kind(),
                 _ => Kind::ConnectionAborted,
             },
             Error::Rdma(RdmaError::Refused | RdmaError::Rejected { .. }) => Kind::ConnectionRefused,
@@ -154,6 +158,9 @@ pub enum DisconnectReason {
     /// The peer's TCP framing is not valid.
     #[error("the peer's TCP framing is not valid")]
     BadFraming,
+    /// The TCP connection ended within a message.
+    #[error("the connection ended in the middle of a message")]
+    CutOff,
     /// The peer announced a message above the limit.
     #[error("the peer announced a message of {len} bytes; this side takes {max}")]
     MessageTooLarge {

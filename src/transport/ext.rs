@@ -32,6 +32,14 @@ pub trait TransportExt: Transport {
         poll_fn(|cx| self.poll_closed(cx))
     }
 
+    /// Waits until [`Transport::start_send`] would accept a message. Cancel safe.
+    ///
+    /// # Errors
+    /// The connection has ended.
+    fn ready(&self) -> impl Future<Output = Result<(), Error>> + Send {
+        poll_fn(|cx| self.poll_ready(cx))
+    }
+
     /// As [`TransportExt::send`], blocking, for at most `timeout`.
     ///
     /// # Errors
@@ -46,6 +54,14 @@ pub trait TransportExt: Transport {
     /// As for `recv`; [`Error::WouldBlock`] when the time is over.
     fn recv_blocking(&self, timeout: Option<Duration>) -> Result<Option<Message>, Error> {
         block_on(timeout, |cx| self.poll_recv(cx)).unwrap_or(Err(Error::WouldBlock))
+    }
+
+    /// As [`TransportExt::ready`], blocking, for at most `timeout`.
+    ///
+    /// # Errors
+    /// As for `ready`; [`Error::WouldBlock`] when the time is over.
+    fn ready_blocking(&self, timeout: Option<Duration>) -> Result<(), Error> {
+        block_on(timeout, |cx| self.poll_ready(cx)).unwrap_or(Err(Error::WouldBlock))
     }
 
     /// Waits for the end of the connection for at most `timeout`.

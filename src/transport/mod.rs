@@ -1,6 +1,6 @@
 //! The public face: what an SMB server or client needs from its transport.
 //!
-//! [`Transport`] is implemented by the SMB Direct [`Channel`](crate::engine::Channel) and by the crate's TCP transport,
+//! [`Transport`] is implemented by the SMB Direct [`Channel`](crate::engine::Channel) and by the crate's own [`Tcp`](tcp::Tcp),
 //! so that a server is written once. May import `proto`, `rdma` and, for implementing the traits, `engine`.
 
 mod error;
@@ -9,6 +9,7 @@ mod info;
 mod message;
 mod op;
 mod stats;
+pub mod tcp;
 
 use std::sync::Arc;
 use std::task::{Context, Poll};

@@ -1,0 +1,177 @@
+//! What the application's calls, the reader and the writer share.
+
+use std::collections::VecDeque;
+use std::net::{Shutdown, TcpStream};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use super::TcpOptions;
+use crate::rdma::IoBuf;
+use crate::transport::{DisconnectReason, Gather, Info, Stats};
+
+/// One connection.
+pub(super) struct Shared {
+    pub(super) stream: TcpStream,
+    pub(super) info: Info,
+    pub(super) options: TcpOptions,
+    state: Mutex<State>,
+    /// The reader may go on: room in the queue, a decision, the end.
+    pub(super) reader: Condvar,
+    /// The writer may go on: something to send, a close, the reader's end.
+    pub(super) writer: Condvar,
+}
+
+#[derive(Default)]
+pub(super) struct State {
+    /// Messages that wait to be sent.
+    pub(super) outgoing: VecDeque<Frame>,
+    /// Bytes accepted and not yet written.
+    pub(super) outgoing_bytes: usize,
+    /// Messages that wait to be received.
+    pub(super) incoming: VecDeque<Incoming>,
+    /// Bytes in `incoming`.
+    pub(super) incoming_bytes: usize,
+    /// Prefix of the messages whose payload waits for a decision; `None` while nobody asked.
+    pub(super) prefix_len: Option<usize>,
+    /// The message after all of `incoming`, whose payload is still in the socket.
+    pub(super) head: Option<Bytes>,
+    /// Where that payload goes.
+    pub(super) decision: Option<Decision>,
+    /// Nothing more is received.
+    pub(super) read_end: Option<ReadEnd>,
+    /// Nothing more is accepted for sending.
+    pub(super) send_closed: bool,
+    /// This side closes in order, until then.
+    pub(super) closing: Option<Instant>,
+    /// This side gave up.
+    pub(super) aborted: bool,
+    /// Why the connection ended.
+    pub(super) reason: Option<DisconnectReason>,
+    pub(super) stats: Stats,
+    pub(super) recv_waker: Option<Waker>,
+    pub(super) ready_waker: Option<Waker>,
+    pub(super) closed_waker: Option<Waker>,
+}
+
+/// A message to send.
+#[derive(Debug)]
+pub(super) enum Frame {
+    Bytes(Bytes),
+    Gather(Gather),
+}
+
+/// A message that arrived whole.
+#[derive(Debug)]
+pub(super) enum Incoming {
+    Whole(Bytes),
+    /// Whole because it was not wanted otherwise: nobody is asked again.
+    Refused(Bytes),
+    Placed {
+        prefix: Bytes,
+        payload: IoBuf,
+    },
+}
+
+/// Where a payload goes.
+#[derive(Debug)]
+pub(super) enum Decision {
+    Heap,
+    Into(IoBuf),
+}
+
+/// How receiving ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ReadEnd {
+    /// The peer ended its side after a whole message.
+    InOrder,
+    /// Anything else; the reason says what.
+    Failed,
+}
+
+/// Who is to be woken once the lock is released.
+#[derive(Default)]
+#[must_use]
+pub(super) struct Wake([Option<Waker>; 3]);
+
+impl Wake {
+    pub(super) fn wake(self) {
+        self.0.into_iter().flatten().for_each(Waker::wake);
+    }
+}
+
+impl Shared {
+    pub(super) fn new(stream: TcpStream, info: Info, options: TcpOptions) -> Self {
+        Self {
+            stream,
+            info,
+            options,
+            state: Mutex::default(),
+            reader: Condvar::new(),
+            writer: Condvar::new(),
+        }
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        // The state is valid at every moment, so a panic elsewhere does not spoil it.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends both directions of the socket, which wakes whoever is blocked on it.
+    pub(super) fn shut_down(&self) {
+        // An error means that it has ended already.
+        let _ = self.stream.shutdown(Shutdown::Both);
+    }
+}
+
+impl State {
+    /// Latches the reason, if there is none yet; nothing more can be sent.
+    pub(super) fn end(&mut self, reason: DisconnectReason) -> Wake {
+        self.reason.get_or_insert(reason);
+        self.send_closed = true;
+        self.outgoing.clear();
+        self.outgoing_bytes = 0;
+        self.wake_all()
+    }
+
+    pub(super) fn wake_all(&mut self) -> Wake {
+        Wake([
+            self.recv_waker.take(),
+            self.ready_waker.take(),
+            self.closed_waker.take(),
+        ])
+    }
+
+    pub(super) fn wake_receiver(&mut self) -> Wake {
+        Wake([self.recv_waker.take(), None, None])
+    }
+
+    pub(super) fn wake_sender(&mut self) -> Wake {
+        Wake([None, self.ready_waker.take(), None])
+    }
+
+    /// The reason, or what it will be while a close in order is still at work.
+    pub(super) fn reason(&self) -> DisconnectReason {
+        self.reason.clone().unwrap_or(DisconnectReason::Local)
+    }
+}
+
+impl Frame {
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Self::Bytes(bytes) => bytes.len(),
+            Self::Gather(gather) => gather.len(),
+        }
+    }
+}
+
+impl Incoming {
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Self::Whole(bytes) | Self::Refused(bytes) => bytes.len(),
+            Self::Placed { prefix, payload } => prefix.len() + payload.len(),
+        }
+    }
+}
