@@ -5,7 +5,9 @@
 
 mod apt;
 mod cli;
+mod demo;
 mod error;
+mod examples;
 mod guest;
 mod kernel;
 mod paths;
@@ -25,6 +27,12 @@ struct Command {
 }
 
 const COMMANDS: &[Command] = &[
+    Command {
+        name: "demo",
+        summary: "echo over SMB Direct between two processes on this machine",
+        help: demo::HELP,
+        run: demo::run,
+    },
     Command {
         name: "test",
         summary: "run every check of the project, stage by stage",

@@ -1,7 +1,6 @@
 //! What a stage is, what it may ask of the machine, and how it runs commands.
 
 use std::cell::OnceCell;
-use std::env;
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::failure;
 use crate::error::{Context, Error, Result};
+use crate::examples::verbs_buildable;
 use crate::kernel::{self, Kernel};
 use crate::process::{self, End, shell_line};
 use crate::{apt, paths};
@@ -277,56 +277,9 @@ impl Job {
     }
 }
 
-/// Whether cmake and libclang are there, which the build of the feature `verbs` needs.
-pub(crate) fn verbs_buildable() -> bool {
-    paths::program("cmake").is_some() && (env::var_os("LIBCLANG_PATH").is_some() || libclang())
-}
-
-fn libclang() -> bool {
-    let llvm = fs::read_dir("/usr/lib")
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|entry| entry.path());
-    let llvm = llvm
-        .filter(|path| path.to_string_lossy().contains("/llvm"))
-        .map(|path| path.join("lib"));
-    [
-        "/usr/lib/x86_64-linux-gnu",
-        "/usr/lib64",
-        "/usr/lib",
-        "/usr/local/lib",
-    ]
-    .into_iter()
-    .map(PathBuf::from)
-    .chain(llvm)
-    .filter_map(|directory| fs::read_dir(directory).ok())
-    .flat_map(|entries| entries.flatten())
-    .any(|entry| is_libclang(&entry.file_name().to_string_lossy()))
-}
-
-/// The names that clang-sys looks for; `libclang-cpp.so` is another library.
-fn is_libclang(name: &str) -> bool {
-    let number = |rest: &str| rest.starts_with(|c: char| c.is_ascii_digit());
-    name.strip_prefix("libclang").is_some_and(|rest| {
-        rest.starts_with(".so")
-            || rest
-                .strip_prefix('-')
-                .is_some_and(|rest| number(rest) && rest.contains(".so"))
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn libclang_is_told_from_its_neighbours() {
-        assert!(is_libclang("libclang.so"));
-        assert!(is_libclang("libclang-14.so.1"));
-        assert!(!is_libclang("libclang-cpp.so.14"));
-        assert!(!is_libclang("libclangBasic.a"));
-    }
 
     fn job(name: &str, limit: Duration) -> Job {
         let stage = Stage::new(name, "rust", limit, |_, _| Ok(Verdict::Passed));

@@ -1,16 +1,14 @@
 //! The stages, in the order in which they run. A new check is one more entry here; a test inside the guest is one more
 //! script (see [`super::scripts`]) and needs nothing here.
 
-use std::fs;
-use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
 use super::scripts;
-use super::stage::{Job, Machine, Need, Stage, Verdict, verbs_buildable};
+use super::stage::{Job, Machine, Need, Stage, Verdict};
 use crate::apt::{self, Group};
 use crate::error::{Context, Error, Result};
-use crate::paths;
+use crate::{examples, paths};
 
 /// All stages that this checkout has.
 pub(super) fn stages() -> Result<Vec<Stage>> {
@@ -81,45 +79,12 @@ fn tests(machine: &Machine, job: &Job) -> Result<Verdict> {
 
 /// Builds the examples as `demo` and the guest use them.
 pub(super) fn build_examples(job: &Job) -> Result<()> {
-    job.run(&mut job.cargo(example_build()))
-}
-
-/// Cargo's words for the examples: with the feature `verbs` wherever it can be built.
-pub(crate) fn example_build() -> Vec<&'static str> {
-    let mut words = vec!["build", "--release", "-p", "smbdirect", "--examples"];
-    if verbs_buildable() {
-        words.extend(["--features", "verbs"]);
-    }
-    words
-}
-
-/// The examples' names and programs.
-pub(super) fn examples() -> Result<Vec<(String, PathBuf)>> {
-    let sources = paths::root().join("examples");
-    let Ok(entries) = fs::read_dir(&sources) else {
-        return Ok(Vec::new());
-    };
-    let mut names: Vec<String> = entries
-        .flatten()
-        .map(|entry| entry.path())
-        .filter(|path| {
-            path.extension().is_some_and(|extension| extension == "rs")
-                || path.join("main.rs").is_file()
-        })
-        .filter_map(|path| Some(path.file_stem()?.to_str()?.to_owned()))
-        .collect();
-    names.sort();
-    let programs = paths::target().join("release/examples");
-    let all = names
-        .into_iter()
-        .map(|name| (name.clone(), programs.join(name)));
-    // One whose required features are not built is not there.
-    Ok(all.filter(|(_, program)| program.is_file()).collect())
+    job.run(&mut job.cargo(examples::build_words()))
 }
 
 /// The examples start on machines without RDMA libraries: nothing asks the loader for them.
 fn linked_libraries(_: &Machine, job: &Job) -> Result<Verdict> {
-    for (name, program) in examples()? {
+    for (name, program) in examples::built() {
         let dynamic = job.read(Command::new("readelf").arg("-d").arg(&program))?;
         if let Some(line) = rdma_library(&dynamic) {
             return Err(Error::new(format!(
