@@ -14,6 +14,8 @@
 
 mod error;
 mod event;
+#[cfg(feature = "iwarp")]
+pub mod iwarp;
 pub mod memory;
 mod options;
 mod provider;
