@@ -6,3 +6,6 @@ pub mod engine;
 pub mod proto;
 pub mod rdma;
 pub mod transport;
+
+#[cfg(test)]
+mod replay;

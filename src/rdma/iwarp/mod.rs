@@ -39,6 +39,8 @@ mod tags;
 mod transmit;
 
 #[cfg(test)]
+pub(crate) mod replay;
+#[cfg(test)]
 mod tests;
 
 pub use config::IwarpConfig;

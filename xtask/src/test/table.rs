@@ -26,6 +26,8 @@ pub(super) fn stages() -> Result<Vec<Stage>> {
         Stage::new("linked libraries", "rust", minutes(3), linked_libraries)
             .needs([Need::Program("readelf")]),
         Stage::new("demo", "rust", minutes(15), demo).visible(),
+        Stage::new("captures", "interop", minutes(3), captures)
+            .needs([Need::Packages(Group::Interop)]),
     ];
     stages.extend(fuzz());
     stages.extend(deny());
@@ -106,6 +108,12 @@ fn rdma_library(dynamic: &str) -> Option<&str> {
 fn demo(_: &Machine, job: &Job) -> Result<Verdict> {
     let xtask = std::env::current_exe().context("cannot find this program")?;
     passed(job.run(Command::new(xtask).arg("demo").current_dir(paths::root())))
+}
+
+/// What the replay tests compare with is still what tshark sees.
+fn captures(_: &Machine, job: &Job) -> Result<Verdict> {
+    let script = paths::root().join("tests/data/smb2-messages.sh");
+    passed(job.run(Command::new("bash").arg(script).arg("--check")))
 }
 
 /// Every fuzz target for some seconds. There is no such stage before there are targets.
