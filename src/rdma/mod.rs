@@ -14,6 +14,8 @@
 
 mod error;
 mod event;
+#[cfg(feature = "verbs")]
+mod inflight;
 #[cfg(feature = "iwarp")]
 pub mod iwarp;
 pub mod memory;
@@ -22,6 +24,8 @@ mod provider;
 mod request;
 #[cfg(any(test, feature = "testing"))]
 pub mod sim;
+#[cfg(feature = "verbs")]
+pub mod verbs;
 
 pub use error::{CompletionStatus, PostError, RdmaError, RdmaOperation};
 pub use event::{Close, Event, Incoming, LossReason, PeerInfo};

@@ -1,0 +1,380 @@
+//! Completions, and the end of connections.
+
+use std::collections::VecDeque;
+use std::time::Instant;
+
+use super::conn::{FLUSH_TIME, GRACE, State};
+use super::errors;
+use super::provider::Verbs;
+use super::sys;
+use crate::rdma::inflight::{Queue, WorkId};
+use crate::rdma::{
+    CompletionStatus, ConnId, Event, Fabric, LossReason, Operation, RdmaError, RdmaOperation,
+    SendRequest,
+};
+
+impl Verbs {
+    /// Polls the completion queues, each in turn, until `budget` completions are handled or none is left. Returns
+    /// whether there may be more.
+    pub(super) fn complete(
+        &mut self,
+        now: Instant,
+        out: &mut VecDeque<Event>,
+        budget: usize,
+    ) -> bool {
+        let mut left = budget.max(1);
+        while let Some(completion) = self.completions.pop_front() {
+            self.completion(&completion, now, out);
+            left -= 1;
+            if left == 0 {
+                return true;
+            }
+        }
+        let queues: usize = self.devices.iter().map(|device| device.queues.len()).sum();
+        for step in 0..queues {
+            let place = (self.cursor + step) % queues;
+            loop {
+                let got = self.poll_queue(place);
+                // All that was taken from the queue is handled, whatever the budget: its order must be kept.
+                while let Some(completion) = self.completions.pop_front() {
+                    self.completion(&completion, now, out);
+                }
+                left = left.saturating_sub(got);
+                if left == 0 {
+                    self.cursor = place + 1;
+                    return true;
+                }
+                if got < self.scratch.capacity() {
+                    break;
+                }
+            }
+        }
+        false
+    }
+
+    /// Takes a batch from one queue, counted over all devices; the number taken.
+    fn poll_queue(&mut self, place: usize) -> usize {
+        let mut queues = self
+            .devices
+            .iter_mut()
+            .flat_map(|device| device.queues.iter_mut());
+        let Some(queue) = queues.nth(place) else {
+            return 0;
+        };
+        match queue.queue.poll(&mut self.scratch) {
+            Ok(got) => {
+                self.completions.extend(self.scratch.drain(..));
+                got
+            }
+            Err(error) => {
+                tracing::error!(%error, "a completion queue cannot be polled");
+                0
+            }
+        }
+    }
+
+    fn completion(&mut self, raw: &sys::ibv_wc, now: Instant, out: &mut VecDeque<Event>) {
+        let work = WorkId::unpack(raw.wr_id);
+        let current = self
+            .conn_id(work.index)
+            .filter(|id| WorkId::short(id.generation) == work.generation);
+        // Of a queue pair that is gone: everything was given back with it.
+        let Some(id) = current else {
+            return;
+        };
+        match work.queue {
+            Queue::Receive => self.receive_completion(id, work.sequence, raw, now, out),
+            Queue::Send => self.send_completion(id, work.sequence, raw, now, out),
+        }
+    }
+
+    fn receive_completion(
+        &mut self,
+        id: ConnId,
+        sequence: u32,
+        raw: &sys::ibv_wc,
+        now: Instant,
+        out: &mut VecDeque<Event>,
+    ) {
+        let Some(conn) = self.conns[id.index as usize].content.as_mut() else {
+            return;
+        };
+        let Some(mut buffer) = conn.receives.take(sequence) else {
+            return;
+        };
+        let status = errors::status(raw.status);
+        if status != CompletionStatus::Success {
+            out.push_back(Event::Flushed { conn: id, buffer });
+            return self.failed(id.index, RdmaOperation::Receive, status, now);
+        }
+        buffer.set_len((raw.byte_len as usize).min(buffer.capacity()));
+        // SAFETY: both arms of the union are 32 bits, of which any pattern is valid.
+        let key = unsafe { raw.imm_data_invalidated_rkey_union.invalidated_rkey };
+        let device = conn.device.map(|device| &self.devices[device]);
+        let invalidated = device.and_then(|device| device.quirks.invalidated(raw.wc_flags, key));
+        if let Some(key) = invalidated {
+            conn.windows.invalidated_by_peer(key);
+        }
+        if conn.state == State::Accepting && !conn.notified {
+            // The peer speaks, so it has our answer; its last handshake message may be lost.
+            conn.notified = true;
+            if device.is_some_and(|device| device.capabilities.fabric != Fabric::Iwarp) {
+                conn.cm.notify_established();
+            }
+        }
+        out.push_back(Event::Received {
+            conn: id,
+            buffer,
+            invalidated,
+        });
+    }
+
+    fn send_completion(
+        &mut self,
+        id: ConnId,
+        sequence: u32,
+        raw: &sys::ibv_wc,
+        now: Instant,
+        out: &mut VecDeque<Event>,
+    ) {
+        let Some(conn) = self.conns[id.index as usize].content.as_mut() else {
+            return;
+        };
+        if !conn.sends.contains(sequence) {
+            return;
+        }
+        let status = errors::status(raw.status);
+        // What was posted before without a signal is over too: the queue works in order. Where this one was
+        // executed they were successful; where it was flushed nobody knows.
+        let elder = match status {
+            CompletionStatus::Flushed => CompletionStatus::Flushed,
+            _ => CompletionStatus::Success,
+        };
+        let mut operation = RdmaOperation::Send;
+        while let Some((number, request)) = conn.sends.pop_front() {
+            let last = number == sequence;
+            let status = if last { status } else { elder };
+            if status == CompletionStatus::Success
+                && let Operation::Invalidate { window } = &request.operation
+            {
+                conn.windows.invalidated(*window);
+            }
+            if last {
+                operation = kind(&request);
+            }
+            out.push_back(Event::Completed {
+                conn: id,
+                request,
+                status,
+            });
+            if last {
+                break;
+            }
+        }
+        if conn.state == State::Draining && conn.sends.is_empty() {
+            self.recheck = true;
+        }
+        if status != CompletionStatus::Success {
+            self.failed(id.index, operation, status, now);
+        }
+    }
+
+    /// A request has failed, and with it the queue pair.
+    fn failed(
+        &mut self,
+        index: u32,
+        operation: RdmaOperation,
+        status: CompletionStatus,
+        now: Instant,
+    ) {
+        let reason = match status {
+            // Flushed by an end that someone else will explain: the connection manager, or a request's own error.
+            CompletionStatus::Flushed => None,
+            status => Some(LossReason::Failed(RdmaError::Completion {
+                operation,
+                status,
+            })),
+        };
+        self.lose(index, reason, now);
+    }
+
+    /// Ends a connection at once, in whatever state: tells the peer, and lets everything posted come back.
+    pub(super) fn lose(&mut self, index: u32, reason: Option<LossReason>, now: Instant) {
+        let slot = self.conns.get_mut(index as usize);
+        let Some(conn) = slot.and_then(|slot| slot.content.as_mut()) else {
+            return;
+        };
+        conn.blame(reason);
+        self.recheck = true;
+        if conn.state == State::Flushing {
+            return;
+        }
+        if conn.joined && !conn.calling && conn.state != State::Leaving {
+            conn.cm.disconnect();
+        }
+        conn.state = State::Flushing;
+        if let Some(queue_pair) = &conn.queue_pair {
+            queue_pair.flush();
+        }
+        self.set_deadline(index, now + FLUSH_TIME);
+        self.start_closing(index);
+    }
+
+    /// Puts a connection on the list of those that are on their way out.
+    pub(super) fn start_closing(&mut self, index: u32) {
+        self.recheck = true;
+        if !self.closing.contains(&index) {
+            self.closing.push(index);
+        }
+    }
+
+    /// Moves closing connections on, and buries those of which nothing is left.
+    pub(super) fn bury(&mut self, now: Instant, out: &mut VecDeque<Event>) {
+        self.recheck = false;
+        let mut i = 0;
+        while i < self.closing.len() {
+            let index = self.closing[i];
+            if self.move_on(index, now) {
+                self.closing.swap_remove(i);
+                self.finish(index, out);
+            } else {
+                i += 1;
+            }
+        }
+    }
+
+    /// The next step of a closing connection; whether it can be buried.
+    fn move_on(&mut self, index: u32, now: Instant) -> bool {
+        let Some(conn) = self.conns[index as usize].content.as_mut() else {
+            return false;
+        };
+        let late = conn.deadline.is_some_and(|deadline| now >= deadline);
+        if conn.state == State::Draining && (conn.sends.is_empty() || late) {
+            conn.cm.disconnect();
+            conn.state = State::Leaving;
+        }
+        if conn.state == State::Leaving && (conn.peer_left || late) {
+            if let Some(queue_pair) = &conn.queue_pair {
+                queue_pair.flush();
+            }
+            conn.state = State::Flushing;
+            self.set_deadline(index, now + FLUSH_TIME);
+        }
+        let Some(conn) = self.conns[index as usize].content.as_mut() else {
+            return false;
+        };
+        if conn.state != State::Flushing {
+            return false;
+        }
+        let Some(deadline) = conn.deadline else {
+            return true;
+        };
+        if conn.calling {
+            // A helper thread uses the id: only with nothing posted can the queue pair be left to it.
+            return conn.idle();
+        }
+        if conn.queue_pair.is_none() || now >= deadline {
+            return true;
+        }
+        // A queue that was flushed from outside waits a little for the reason.
+        let explained = conn.reason.is_some() || conn.peer_left;
+        let graced = now + FLUSH_TIME >= deadline + GRACE;
+        if conn.idle() && !explained && !graced {
+            let soon = deadline - FLUSH_TIME + GRACE;
+            self.earliest = Some(self.earliest.map_or(soon, |e| e.min(soon)));
+        }
+        let Some(conn) = self.conns[index as usize].content.as_ref() else {
+            return false;
+        };
+        conn.idle() && (explained || graced)
+    }
+
+    /// Takes a connection apart, in order, and reports its end.
+    fn finish(&mut self, index: u32, out: &mut VecDeque<Event>) {
+        let Some(id) = self.conn_id(index) else {
+            return;
+        };
+        let slot = &mut self.conns[index as usize];
+        let Some(mut conn) = slot.content.take() else {
+            return;
+        };
+        slot.generation = slot.generation.wrapping_add(1);
+        self.free.push(index);
+        self.ids.remove(&conn.cm.key());
+        let reason = conn.take_reason();
+        if conn.calling {
+            self.parked.push((id, conn));
+            out.push_back(Event::Disconnected { conn: id, reason });
+            return;
+        }
+        let all_back = conn.idle();
+        conn.destroy_queue_pair();
+        while let Some((_, request)) = conn.sends.pop_front() {
+            out.push_back(Event::Completed {
+                conn: id,
+                request,
+                status: CompletionStatus::Flushed,
+            });
+        }
+        while let Some((_, buffer)) = conn.receives.pop_front() {
+            out.push_back(Event::Flushed { conn: id, buffer });
+        }
+        if let (Some(device), Some((queue, places))) = (conn.device, conn.reserved) {
+            if !all_back {
+                self.sweep(device, queue);
+            }
+            self.devices[device].release(queue, places);
+        }
+        out.push_back(Event::Disconnected { conn: id, reason });
+    }
+
+    /// Takes everything out of a completion queue, so that what a destroyed queue pair left there takes no place.
+    fn sweep(&mut self, device: usize, queue: usize) {
+        let Some(queue) = self.devices[device].queues.get(queue) else {
+            return;
+        };
+        while let Ok(got) = queue.queue.poll(&mut self.scratch) {
+            self.completions.extend(self.scratch.drain(..));
+            if got < self.scratch.capacity() {
+                break;
+            }
+        }
+    }
+
+    /// Ends handshakes that take too long, and finds the next deadline.
+    pub(super) fn run_timers(&mut self, now: Instant) {
+        if self.earliest.is_none_or(|earliest| now < earliest) {
+            return;
+        }
+        self.earliest = None;
+        for index in 0..self.conns.len() as u32 {
+            let Some(conn) = self.conns[index as usize].content.as_ref() else {
+                continue;
+            };
+            let Some(deadline) = conn.deadline else {
+                continue;
+            };
+            if now >= deadline && !conn.state.closing() {
+                let operation = match conn.state {
+                    State::Resolving => RdmaOperation::Resolve,
+                    State::Accepting => RdmaOperation::Accept,
+                    _ => RdmaOperation::Connect,
+                };
+                let late = RdmaError::Timeout(operation);
+                self.lose(index, Some(LossReason::Failed(late)), now);
+            } else if now < deadline {
+                self.set_deadline(index, deadline);
+            }
+        }
+    }
+}
+
+fn kind(request: &SendRequest) -> RdmaOperation {
+    match request.operation {
+        Operation::Send { .. } => RdmaOperation::Send,
+        Operation::Write { .. } => RdmaOperation::Write,
+        Operation::Read { .. } => RdmaOperation::Read,
+        Operation::Bind { .. } => RdmaOperation::Bind,
+        Operation::Invalidate { .. } => RdmaOperation::Invalidate,
+    }
+}

@@ -1,0 +1,666 @@
+//! The provider: its tables, and the calls of the trait.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Instant;
+
+use rustix::event::epoll;
+
+use super::cm::{CmId, EventChannel, Handshake};
+use super::conn::{Conn, Depths, FLUSH_TIME, Route, State, check_private_data, wished};
+use super::connector::Connector;
+use super::device::Device;
+use super::errors;
+use super::post::Workspace;
+use super::resources::QueuePair;
+use super::sys;
+use crate::rdma::inflight::{Ring, WorkId};
+use crate::rdma::{
+    Armed, Capabilities, Close, ConnId, ConnectParams, Domain, Event, Exposure, Fabric, Incoming,
+    IoBuf, IoPin, ListenOptions, ListenerId, LossReason, PeerInfo, PostError, Provider,
+    ProviderKind, QpOptions, RdmaError, RdmaOperation, Registration, RemoteAccess, ResolveOptions,
+    SendRequest, Window, WindowId,
+};
+
+/// Marks in epoll of what is not a device.
+pub(super) const MARK_CM: u64 = u64::MAX;
+pub(super) const MARK_CONNECTOR: u64 = u64::MAX - 1;
+
+/// A provider over RDMA devices.
+///
+/// Dropping it ends its connections at once. Memory registered in its domains may live on.
+pub struct Verbs {
+    // Connections first: their queue pairs go before completion queues, ids before the channel.
+    pub(super) conns: Vec<Slot<Conn>>,
+    pub(super) free: Vec<u32>,
+    /// Queue pairs whose helper thread is still in `connect`.
+    pub(super) parked: Vec<(ConnId, Conn)>,
+    pub(super) listeners: Vec<Slot<Listener>>,
+    pub(super) devices: Vec<Device>,
+    pub(super) ids: HashMap<usize, Key>,
+    pub(super) channel: Arc<EventChannel>,
+    pub(super) connector: Connector,
+    pub(super) epoll: OwnedFd,
+    pub(super) workspace: Workspace,
+    /// Completions that are polled and not handled.
+    pub(super) completions: VecDeque<sys::ibv_wc>,
+    pub(super) scratch: Vec<sys::ibv_wc>,
+    /// Events of calls, for the next poll.
+    pub(super) queue: VecDeque<Event>,
+    /// Places of connections on their way out.
+    pub(super) closing: Vec<u32>,
+    /// A closing connection may be finished without an announcement.
+    pub(super) recheck: bool,
+    /// No timer ends before this.
+    pub(super) earliest: Option<Instant>,
+    /// The descriptors were armed since they were looked at.
+    pub(super) armed: bool,
+    pub(super) looked: Option<Instant>,
+    /// Where polling of completion queues goes on.
+    pub(super) cursor: usize,
+}
+
+// SAFETY: what is not `Send` by itself are completions (plain numbers) and the pointers of resources, each of which
+// may be used by any one thread at a time; `&mut self` and ownership see to that.
+unsafe impl Send for Verbs {}
+
+/// What an id of the connection manager belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Key {
+    Conn(u32),
+    Listener(u32),
+}
+
+/// A place in a table.
+pub(super) struct Slot<T> {
+    pub(super) generation: u32,
+    pub(super) content: Option<T>,
+}
+
+/// A listening id.
+pub(super) struct Listener {
+    pub(super) cm: CmId,
+    pub(super) address: SocketAddr,
+}
+
+/// What travels in an [`Incoming`]. Dropping it rejects.
+pub(super) struct Request {
+    pub(super) cm: Option<CmId>,
+    pub(super) peer: PeerInfo,
+    pub(super) private_data: Vec<u8>,
+    /// What the peer allows, as its request says it.
+    pub(super) depths: (u8, u8),
+}
+
+impl Drop for Request {
+    fn drop(&mut self) {
+        if let Some(cm) = &self.cm {
+            cm.reject();
+        }
+    }
+}
+
+impl Verbs {
+    /// Opens the connection manager.
+    ///
+    /// # Errors
+    /// [`RdmaError::LibraryMissing`], [`RdmaError::Permission`], or the system has no RDMA.
+    pub fn open() -> Result<Self, RdmaError> {
+        let failed = |error: std::io::Error| RdmaError::os(RdmaOperation::Open, &error);
+        let channel = EventChannel::open()?;
+        let connector = Connector::new().map_err(failed)?;
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(|e| failed(e.into()))?;
+        let watch = |fd: BorrowedFd<'_>, mark: u64| {
+            let data = epoll::EventData::new_u64(mark);
+            epoll::add(&epoll, fd, data, epoll::EventFlags::IN).map_err(|e| failed(e.into()))
+        };
+        watch(channel.as_fd(), MARK_CM)?;
+        watch(connector.as_fd(), MARK_CONNECTOR)?;
+        Ok(Self {
+            conns: Vec::new(),
+            free: Vec::new(),
+            parked: Vec::new(),
+            listeners: Vec::new(),
+            devices: Vec::new(),
+            ids: HashMap::new(),
+            channel,
+            connector,
+            epoll,
+            workspace: Workspace::new(),
+            completions: VecDeque::with_capacity(256),
+            scratch: Vec::with_capacity(64),
+            queue: VecDeque::new(),
+            closing: Vec::new(),
+            recheck: false,
+            earliest: None,
+            armed: false,
+            looked: None,
+            cursor: 0,
+        })
+    }
+
+    pub(super) fn conn(&self, id: ConnId) -> Option<&Conn> {
+        let slot = self.conns.get(id.index as usize)?;
+        (slot.generation == id.generation).then_some(())?;
+        slot.content.as_ref()
+    }
+
+    pub(super) fn conn_mut(&mut self, id: ConnId) -> Option<&mut Conn> {
+        let slot = self.conns.get_mut(id.index as usize)?;
+        (slot.generation == id.generation).then_some(())?;
+        slot.content.as_mut()
+    }
+
+    /// The full id of an occupied place.
+    pub(super) fn conn_id(&self, index: u32) -> Option<ConnId> {
+        let slot = self.conns.get(index as usize)?;
+        slot.content.as_ref()?;
+        Some(ConnId {
+            index,
+            generation: slot.generation,
+        })
+    }
+
+    /// Gives a connection its place.
+    fn insert(&mut self, conn: Conn) -> Result<ConnId, RdmaError> {
+        let index = match self.free.pop() {
+            Some(index) => index,
+            None if (self.conns.len() as u32) < WorkId::MAX_INDEX => {
+                self.conns.push(Slot {
+                    generation: 0,
+                    content: None,
+                });
+                (self.conns.len() - 1) as u32
+            }
+            None => {
+                return Err(RdmaError::Limit {
+                    operation: RdmaOperation::CreateQueuePair,
+                    asked: u64::from(WorkId::MAX_INDEX) + 1,
+                    limit: WorkId::MAX_INDEX.into(),
+                });
+            }
+        };
+        self.ids.insert(conn.cm.key(), Key::Conn(index));
+        let slot = &mut self.conns[index as usize];
+        slot.content = Some(conn);
+        Ok(ConnId {
+            index,
+            generation: slot.generation,
+        })
+    }
+
+    /// The table's place of the device of a resolved id, opened on first use.
+    pub(super) fn device_of(&mut self, cm: &CmId) -> Result<usize, RdmaError> {
+        if let Some(place) = self.devices.iter().position(|device| device.serves(cm)) {
+            return Ok(place);
+        }
+        let place = self.devices.len();
+        let device = Device::of(cm)?;
+        let watch = |fd: BorrowedFd<'_>, mark: u64| {
+            let data = epoll::EventData::new_u64(mark);
+            match epoll::add(&self.epoll, fd, data, epoll::EventFlags::IN) {
+                // Two ports of a device share its async events.
+                Ok(()) | Err(rustix::io::Errno::EXIST) => Ok(()),
+                Err(error) => Err(RdmaError::os(RdmaOperation::Open, &error.into())),
+            }
+        };
+        watch(device.channel.as_fd(), (place as u64) << 1)?;
+        watch(device.context.async_fd(), (place as u64) << 1 | 1)?;
+        tracing::debug!(capabilities = ?device.capabilities, "device opened");
+        self.devices.push(device);
+        Ok(place)
+    }
+
+    /// Sets when a connection must have gone on.
+    pub(super) fn set_deadline(&mut self, index: u32, deadline: Instant) {
+        if let Some(conn) = self
+            .conns
+            .get_mut(index as usize)
+            .and_then(|s| s.content.as_mut())
+        {
+            conn.deadline = Some(deadline);
+        }
+        self.earliest = Some(self.earliest.map_or(deadline, |e| e.min(deadline)));
+    }
+
+    fn is_iwarp(&self, conn: &Conn) -> bool {
+        conn.device
+            .is_some_and(|d| self.devices[d].capabilities.fabric == Fabric::Iwarp)
+    }
+
+    /// What a handshake of `conn` says, checked.
+    fn handshake(
+        &self,
+        id: ConnId,
+        params: &ConnectParams,
+        operation: RdmaOperation,
+    ) -> Result<Depths, RdmaError> {
+        let conn = self.conn(id).ok_or(RdmaError::Closed)?;
+        // Who resolved connects, who was adopted accepts.
+        let right = conn.route.is_none() == (operation == RdmaOperation::Accept);
+        if conn.state != State::Ready || conn.queue_pair.is_none() || !right {
+            return Err(RdmaError::State(operation));
+        }
+        let device = conn.device.ok_or(RdmaError::State(operation))?;
+        let capabilities = &self.devices[device].capabilities;
+        check_private_data(&params.private_data, operation, self.is_iwarp(conn))?;
+        let limits = (
+            capabilities.max_initiator_depth,
+            capabilities.max_responder_resources,
+        );
+        let wish = wished(params.initiator_depth, params.responder_resources, limits);
+        if let Some(exponent) = params.ack_timeout {
+            // Where the fabric has none, the option is not known.
+            let _ = conn.cm.set_ack_timeout(exponent);
+        }
+        Ok(wish)
+    }
+}
+
+impl Provider for Verbs {
+    fn kind(&self) -> ProviderKind {
+        ProviderKind::Verbs
+    }
+
+    fn listen(
+        &mut self,
+        address: SocketAddr,
+        options: &ListenOptions,
+    ) -> Result<ListenerId, RdmaError> {
+        let failed = |error: std::io::Error| match error.raw_os_error() {
+            Some(libc::EADDRINUSE) => RdmaError::AddressInUse(address),
+            Some(libc::ENODEV | libc::EADDRNOTAVAIL | libc::ENOENT) => {
+                errors::hidden_device().unwrap_or(RdmaError::NoDevice(address))
+            }
+            _ => RdmaError::os(RdmaOperation::Listen, &error),
+        };
+        let cm = CmId::new(&self.channel).map_err(failed)?;
+        if address.is_ipv6() {
+            cm.set_one_family().map_err(failed)?;
+        }
+        if let Some(value) = options.type_of_service {
+            cm.set_type_of_service(value).map_err(failed)?;
+        }
+        cm.bind(address).map_err(failed)?;
+        cm.listen(options.backlog).map_err(failed)?;
+        let listener = Listener {
+            address: cm.local().unwrap_or(address),
+            cm,
+        };
+        let vacant = self
+            .listeners
+            .iter()
+            .position(|slot| slot.content.is_none());
+        let index = vacant.unwrap_or_else(|| {
+            self.listeners.push(Slot {
+                generation: 0,
+                content: None,
+            });
+            self.listeners.len() - 1
+        });
+        self.ids
+            .insert(listener.cm.key(), Key::Listener(index as u32));
+        let slot = &mut self.listeners[index];
+        slot.content = Some(listener);
+        Ok(ListenerId {
+            index: index as u32,
+            generation: slot.generation,
+        })
+    }
+
+    fn listener_address(&self, listener: ListenerId) -> Option<SocketAddr> {
+        let slot = self.listeners.get(listener.index as usize)?;
+        (slot.generation == listener.generation).then_some(())?;
+        Some(slot.content.as_ref()?.address)
+    }
+
+    fn unlisten(&mut self, listener: ListenerId) {
+        if let Some(slot) = self.listeners.get_mut(listener.index as usize)
+            && slot.generation == listener.generation
+            && let Some(gone) = slot.content.take()
+        {
+            slot.generation = slot.generation.wrapping_add(1);
+            self.ids.remove(&gone.cm.key());
+        }
+    }
+
+    fn resolve(
+        &mut self,
+        to: SocketAddr,
+        options: &ResolveOptions,
+        now: Instant,
+    ) -> Result<ConnId, RdmaError> {
+        let failed = |error: std::io::Error| match error.raw_os_error() {
+            Some(libc::ENODEV | libc::ENOENT | libc::EADDRNOTAVAIL) => {
+                errors::hidden_device().unwrap_or(RdmaError::NoDevice(options.local.unwrap_or(to)))
+            }
+            _ => RdmaError::os(RdmaOperation::Resolve, &error),
+        };
+        let cm = CmId::new(&self.channel).map_err(failed)?;
+        if let Some(value) = options.type_of_service {
+            cm.set_type_of_service(value).map_err(failed)?;
+        }
+        cm.resolve_address(options.local, to, options.timeout)
+            .map_err(failed)?;
+        let mut conn = Conn::new(cm, State::Resolving);
+        conn.route = Some(Route {
+            to,
+            timeout: options.timeout,
+            only: options.only,
+        });
+        let id = self.insert(conn)?;
+        // The connection manager has its own timer; this one is for a connection manager that forgets.
+        self.set_deadline(id.index, now + options.timeout * 2 + FLUSH_TIME);
+        Ok(id)
+    }
+
+    fn adopt(&mut self, incoming: Incoming, _now: Instant) -> Result<ConnId, RdmaError> {
+        let request = incoming.into_request().downcast::<Request>();
+        let mut request = request.map_err(|_| RdmaError::State(RdmaOperation::Accept))?;
+        let mut cm = request.cm.take().ok_or(RdmaError::Closed)?;
+        let adopted = cm
+            .migrate(&self.channel)
+            .map_err(|error| RdmaError::os(RdmaOperation::Accept, &error))
+            .and_then(|()| self.device_of(&cm));
+        let device = match adopted {
+            Ok(device) => device,
+            Err(error) => {
+                cm.reject();
+                return Err(error);
+            }
+        };
+        let iwarp = self.devices[device].capabilities.fabric == Fabric::Iwarp;
+        let mut conn = Conn::new(cm, State::Ready);
+        conn.device = Some(device);
+        conn.peer = Some(request.peer.clone());
+        conn.private_data = std::mem::take(&mut request.private_data);
+        conn.depths = Depths::from_event(request.depths.0, request.depths.1, iwarp);
+        self.insert(conn)
+    }
+
+    fn reject(&mut self, incoming: Incoming) {
+        drop(incoming);
+    }
+
+    fn peer(&self, conn: ConnId) -> Option<PeerInfo> {
+        self.conn(conn)?.peer.clone()
+    }
+
+    fn capabilities(&self, conn: ConnId) -> Option<&Capabilities> {
+        Some(&self.devices[self.conn(conn)?.device?].capabilities)
+    }
+
+    fn domain(&mut self, conn: ConnId) -> Result<Arc<dyn Domain>, RdmaError> {
+        let found = self.conn(conn).ok_or(RdmaError::Closed)?;
+        if let Some(domain) = &found.domain {
+            return Ok(domain.clone());
+        }
+        let device = found
+            .device
+            .ok_or(RdmaError::State(RdmaOperation::CreateDomain))?;
+        let domain = self.devices[device].domain()?;
+        if let Some(found) = self.conn_mut(conn) {
+            found.domain = Some(domain.clone());
+        }
+        Ok(domain)
+    }
+
+    fn create_qp(&mut self, conn: ConnId, options: &QpOptions) -> Result<(), RdmaError> {
+        self.domain(conn)?;
+        let operation = RdmaOperation::CreateQueuePair;
+        let found = self.conn(conn).ok_or(RdmaError::Closed)?;
+        let (Some(device), Some(domain)) = (found.device, found.domain.clone()) else {
+            return Err(RdmaError::State(operation));
+        };
+        if found.state != State::Ready || found.queue_pair.is_some() {
+            return Err(RdmaError::State(operation));
+        }
+        let capabilities = &self.devices[device].capabilities;
+        let within = |asked: u32, limit: u32| {
+            if asked > limit {
+                return Err(RdmaError::Limit {
+                    operation,
+                    asked: asked.into(),
+                    limit: limit.into(),
+                });
+            }
+            Ok(asked.max(1))
+        };
+        let mut cap = sys::ibv_qp_cap {
+            max_send_wr: within(options.send_depth, capabilities.max_send_depth)?,
+            max_recv_wr: within(options.receive_depth, capabilities.max_receive_depth)?,
+            max_send_sge: options.max_gather.clamp(1, capabilities.max_gather as u32),
+            max_recv_sge: 1,
+            max_inline_data: options.inline,
+        };
+        let places = cap.max_send_wr + cap.max_recv_wr;
+        let queue = self.devices[device].reserve(places)?;
+        let found = self.conn(conn).ok_or(RdmaError::Closed)?;
+        let completions = &self.devices[device].queues[queue].queue;
+        let made = QueuePair::new(&found.cm, &domain, completions, cap).or_else(|error| {
+            // No device says how much fits inline: without.
+            if cap.max_inline_data == 0 {
+                return Err(error);
+            }
+            cap.max_inline_data = 0;
+            QueuePair::new(&found.cm, &domain, completions, cap)
+        });
+        match made {
+            Ok(queue_pair) => {
+                if let Some(found) = self.conn_mut(conn) {
+                    found.sends = Ring::with_capacity(queue_pair.send_depth);
+                    found.receives = Ring::with_capacity(queue_pair.receive_depth);
+                    found.queue_pair = Some(queue_pair);
+                    found.reserved = Some((queue, places));
+                }
+                Ok(())
+            }
+            Err(error) => {
+                self.devices[device].release(queue, places);
+                Err(RdmaError::os(operation, &error))
+            }
+        }
+    }
+
+    fn connect(
+        &mut self,
+        conn: ConnId,
+        params: &ConnectParams,
+        now: Instant,
+    ) -> Result<(), RdmaError> {
+        let wish = self.handshake(conn, params, RdmaOperation::Connect)?;
+        let failed = |error: std::io::Error| RdmaError::os(RdmaOperation::Connect, &error);
+        let found = self.conn(conn).ok_or(RdmaError::Closed)?;
+        let sleeps = found
+            .device
+            .is_some_and(|d| self.devices[d].quirks.connect_sleeps);
+        if sleeps {
+            let depths = (wish.initiator, wish.responder);
+            self.connector
+                .connect(conn, found.cm.clone(), params.private_data.clone(), depths)
+                .map_err(failed)?;
+        } else {
+            let handshake = Handshake {
+                private_data: &params.private_data,
+                initiator_depth: wish.initiator,
+                responder_resources: wish.responder,
+            };
+            found.cm.connect(&handshake).map_err(failed)?;
+        }
+        if let Some(found) = self.conn_mut(conn) {
+            found.calling = sleeps;
+            found.depths = wish;
+            found.state = State::Connecting;
+            found.joined = true;
+        }
+        self.set_deadline(conn.index, now + params.timeout);
+        Ok(())
+    }
+
+    fn accept(
+        &mut self,
+        conn: ConnId,
+        params: &ConnectParams,
+        now: Instant,
+    ) -> Result<(), RdmaError> {
+        let wish = self.handshake(conn, params, RdmaOperation::Accept)?;
+        let found = self.conn_mut(conn).ok_or(RdmaError::Closed)?;
+        let agreed = wish.within(found.depths);
+        found.depths = agreed;
+        found.state = State::Accepting;
+        found.joined = true;
+        let handshake = Handshake {
+            private_data: &params.private_data,
+            initiator_depth: agreed.initiator,
+            responder_resources: agreed.responder,
+        };
+        let accepted = found.cm.accept(&handshake);
+        self.set_deadline(conn.index, now + params.timeout);
+        if let Err(error) = accepted {
+            // The peer has left meanwhile: an end like another.
+            let error = RdmaError::os(RdmaOperation::Accept, &error);
+            self.lose(conn.index, Some(LossReason::Failed(error)), now);
+        }
+        Ok(())
+    }
+
+    fn post_receive(
+        &mut self,
+        conn: ConnId,
+        buffers: &mut VecDeque<IoBuf>,
+    ) -> Result<(), PostError> {
+        let slot = self.conns.get_mut(conn.index as usize);
+        match slot.filter(|slot| slot.generation == conn.generation) {
+            Some(Slot {
+                content: Some(found),
+                ..
+            }) => self.workspace.receives(found, conn, buffers),
+            _ => Err(PostError::Closed),
+        }
+    }
+
+    fn post_send(
+        &mut self,
+        conn: ConnId,
+        chain: &mut VecDeque<SendRequest>,
+    ) -> Result<(), PostError> {
+        let slot = self.conns.get_mut(conn.index as usize);
+        match slot.filter(|slot| slot.generation == conn.generation) {
+            Some(Slot {
+                content: Some(found),
+                ..
+            }) => self.workspace.sends(found, conn, chain),
+            _ => Err(PostError::Closed),
+        }
+    }
+
+    fn open_window(
+        &mut self,
+        conn: ConnId,
+        memory: IoPin,
+        access: RemoteAccess,
+        registration: Option<Registration>,
+    ) -> Result<Window, RdmaError> {
+        let found = self.conn(conn).ok_or(RdmaError::Closed)?;
+        let device = found.device.ok_or(RdmaError::State(RdmaOperation::Bind))?;
+        let exposure = self.devices[device].capabilities.exposure;
+        let found = self.conn_mut(conn).ok_or(RdmaError::Closed)?;
+        if found.state.closing() {
+            return Err(RdmaError::Closed);
+        }
+        if !found.owns(memory.domain()) {
+            return Err(RdmaError::WrongDomain);
+        }
+        match (exposure, registration) {
+            (Exposure::Registration, Some(registration)) => {
+                Ok(found.windows.open_registered(memory, registration, access))
+            }
+            (Exposure::Window, None) => {
+                let domain = found.domain.as_ref().ok_or(RdmaError::WrongDomain)?;
+                let region = domain
+                    .region(memory.local_key())
+                    .ok_or(RdmaError::WrongDomain)?;
+                let fresh = if found.windows.cached() {
+                    None
+                } else {
+                    Some(domain.window()?)
+                };
+                found
+                    .windows
+                    .open(memory, region, access, fresh)
+                    .ok_or(RdmaError::State(RdmaOperation::Bind))
+            }
+            _ => Err(RdmaError::State(RdmaOperation::Bind)),
+        }
+    }
+
+    fn close_window(&mut self, conn: ConnId, window: WindowId) -> Option<IoPin> {
+        self.conn_mut(conn)?.windows.close(window)
+    }
+
+    fn poll(&mut self, now: Instant, out: &mut VecDeque<Event>, budget: usize) -> bool {
+        out.append(&mut self.queue);
+        self.look(now, out);
+        let more = self.complete(now, out, budget);
+        self.run_timers(now);
+        self.bury(now, out);
+        more || self.pending()
+    }
+
+    fn pending(&self) -> bool {
+        !self.queue.is_empty() || !self.completions.is_empty() || self.recheck
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        self.earliest
+    }
+
+    fn arm(&mut self) -> Result<Armed, RdmaError> {
+        self.armed = true;
+        if self.pending() {
+            return Ok(Armed::Ready);
+        }
+        for device in self.devices.iter_mut().filter(|device| !device.dead) {
+            for queue in device.queues.iter_mut().filter(|queue| !queue.armed) {
+                queue
+                    .queue
+                    .request_notification()
+                    .map_err(|error| RdmaError::os(RdmaOperation::Wait, &error))?;
+                queue.armed = true;
+                // What came before is not announced.
+                queue.queue.poll(&mut self.scratch)?;
+                self.completions.extend(self.scratch.drain(..));
+            }
+        }
+        Ok(if self.pending() {
+            Armed::Ready
+        } else {
+            Armed::Sleep
+        })
+    }
+
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.epoll.as_fd())
+    }
+
+    fn close(&mut self, conn: ConnId, how: Close, now: Instant) {
+        let Some(found) = self.conn_mut(conn) else {
+            return;
+        };
+        match (found.state, how) {
+            (State::Flushing, _) => {}
+            (State::Established, Close::Drain(deadline)) => {
+                found.blame(Some(LossReason::Local));
+                found.state = State::Draining;
+                self.set_deadline(conn.index, deadline);
+                self.start_closing(conn.index);
+            }
+            (State::Draining | State::Leaving, Close::Drain(deadline)) => {
+                self.set_deadline(conn.index, deadline);
+            }
+            _ => self.lose(conn.index, Some(LossReason::Local), now),
+        }
+    }
+}
