@@ -92,14 +92,6 @@ impl Conn {
         self.qp.is_none() && matches!(self.stage, Stage::Resolved(_) | Stage::Adopted(_))
     }
 
-    /// RDMA reads in flight that were negotiated; `None` before.
-    pub(super) fn initiator_depth(&self) -> Option<usize> {
-        match (&self.stage, &self.qp) {
-            (Stage::Open(_), Some(qp)) => Some(qp.transmitter.ord),
-            _ => None,
-        }
-    }
-
     /// Begins to connect. The caller watches the socket.
     pub(super) fn connect(
         &mut self,

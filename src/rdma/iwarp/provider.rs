@@ -490,7 +490,6 @@ impl Provider for IwarpProvider {
         if !conn.is_alive() {
             return Err(PostError::Closed);
         }
-        let depth = conn.initiator_depth();
         let qp = conn.qp.as_mut().ok_or(PostError::Invalid)?;
         let mut result = Ok(());
         while let Some(request) = chain.front() {
@@ -504,8 +503,6 @@ impl Provider for IwarpProvider {
                 Operation::Bind { window } | Operation::Invalidate { window } => {
                     qp.tags.exists(*window)
                 }
-                // It would wait for ever.
-                Operation::Read { .. } => depth != Some(0),
                 _ => true,
             };
             if !valid {

@@ -475,6 +475,8 @@ impl Stream {
     }
 
     fn transmit(&mut self, qp: &mut QueuePair, shared: &mut Shared) -> Result<(), Violation> {
+        qp.transmitter
+            .execute_local(&mut qp.tags, self.pending.as_mut());
         while self.writable && !self.broken {
             if self.pending.is_none() {
                 let mut batch = shared.batch();

@@ -159,6 +159,31 @@ impl Transmitter {
         self.responses.clear();
     }
 
+    /// Executes binds and invalidations that are next: they send nothing, so that neither a full socket nor an
+    /// answer that is half sent holds them up. `unsent` holds what was framed and is not written yet.
+    pub(super) fn execute_local(&mut self, tags: &mut Tags, mut unsent: Option<&mut Batch>) {
+        while let Some(entry) = self.queue.get_mut(self.next) {
+            let status = match &entry.request.operation {
+                Operation::Bind { window } if tags.bind(*window) => CompletionStatus::Success,
+                Operation::Bind { .. } => CompletionStatus::Bind,
+                Operation::Invalidate { window } => {
+                    // Bytes of it that are on their way are copied: its memory is the caller's again.
+                    if let Some(batch) = &mut unsent {
+                        batch.detach(Some(*window));
+                    }
+                    if tags.invalidate(*window) {
+                        CompletionStatus::Success
+                    } else {
+                        CompletionStatus::LocalAccess
+                    }
+                }
+                _ => return,
+            };
+            entry.state = State::Done(status);
+            self.next += 1;
+        }
+    }
+
     /// Frames what is ready, until the batch is full.
     pub(super) fn fill(
         &mut self,
@@ -167,6 +192,7 @@ impl Transmitter {
         tags: &mut Tags,
     ) -> Result<(), Violation> {
         while !batch.is_full() {
+            self.execute_local(tags, Some(batch));
             // A message is sent whole before the next begins: not every receiver takes them interleaved.
             let requests = self.next < self.queue.len() && !self.stalled();
             let responses = !self.responses.is_empty();
@@ -194,7 +220,8 @@ impl Transmitter {
 
     /// R06: the next request is a read, and as many as the peer allows are in flight.
     fn stalled(&self) -> bool {
-        self.reads_in_flight >= self.ord
+        self.ord > 0
+            && self.reads_in_flight >= self.ord
             && matches!(
                 self.queue.get(self.next).map(|e| &e.request.operation),
                 Some(Operation::Read { .. })
@@ -280,6 +307,10 @@ impl Transmitter {
                     entry.state = State::Framed(self.framed);
                 }
             }
+            // The peer serves no reads: it would wait for ever.
+            Operation::Read { .. } if self.ord == 0 => {
+                entry.state = State::Done(CompletionStatus::RemoteOperation);
+            }
             Operation::Read { into, from } => {
                 let request = tags.fresh().map(|sink_tag| ReadRequest {
                     sink_tag,
@@ -305,22 +336,8 @@ impl Transmitter {
                     None => entry.state = State::Done(CompletionStatus::LocalAccess),
                 }
             }
-            Operation::Bind { window } => {
-                entry.state = State::Done(if tags.bind(*window) {
-                    CompletionStatus::Success
-                } else {
-                    CompletionStatus::Bind
-                });
-            }
-            Operation::Invalidate { window } => {
-                // Bytes of it that are on their way are copied: its memory is the caller's again.
-                batch.detach(Some(*window));
-                entry.state = State::Done(if tags.invalidate(*window) {
-                    CompletionStatus::Success
-                } else {
-                    CompletionStatus::LocalAccess
-                });
-            }
+            // `execute_local` has executed those.
+            Operation::Bind { .. } | Operation::Invalidate { .. } => return false,
         }
         if entry.state != State::Waiting {
             self.next += 1;

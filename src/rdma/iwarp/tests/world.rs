@@ -1,9 +1,12 @@
 //! Two providers in one thread, and what tests need around them.
 
 use std::collections::VecDeque;
+use std::io::IoSlice;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use crate::rdma::iwarp::batch::{Batch, Framing, Payload};
+use crate::rdma::iwarp::ddp::Segment;
 use crate::rdma::iwarp::{IwarpConfig, IwarpProvider};
 use crate::rdma::{
     CompletionStatus, ConnId, ConnectParams, Event, Incoming, IoBuf, IoBytes, IoPin, ListenOptions,
@@ -326,4 +329,19 @@ pub(super) fn requests(operations: Vec<Operation>) -> VecDeque<SendRequest> {
             operation,
         })
         .collect()
+}
+
+/// The FPDU of one segment.
+pub(super) fn framed(segment: &Segment, payload: &[u8], crc: bool) -> Vec<u8> {
+    let mut batch = Batch::default();
+    let mut framing = Framing {
+        crc,
+        ..Framing::default()
+    };
+    let len = batch.push(&mut framing, segment, &Payload::Bytes(payload));
+    let mut slices = [IoSlice::new(&[]); 4];
+    let count = batch.slices(&mut slices);
+    let bytes: Vec<u8> = slices[..count].iter().flat_map(|s| s.to_vec()).collect();
+    assert_eq!(bytes.len(), len);
+    bytes
 }

@@ -1,0 +1,667 @@
+//! A provider against a hand-written peer on a plain socket: the handshake's rules, the habits of Linux siw, and
+//! hostile peers.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+use super::world::*;
+use crate::rdma::iwarp::IwarpConfig;
+use crate::rdma::iwarp::ddp::{Address, Segment};
+use crate::rdma::iwarp::mpa::{self, Frame, Kind, Local};
+use crate::rdma::iwarp::rdmap::{Opcode, TermCode, Terminate};
+use crate::rdma::{
+    Close, ConnId, ConnectParams, Event, ListenOptions, LossReason, Pieces, Provider, RdmaError,
+    RemoteAccess,
+};
+
+/// A plain socket and the bytes that came from it.
+struct Raw {
+    stream: TcpStream,
+    bytes: Vec<u8>,
+    closed: bool,
+    crc: bool,
+}
+
+impl Raw {
+    fn over(stream: TcpStream) -> Self {
+        stream.set_nonblocking(true).unwrap();
+        stream.set_nodelay(true).unwrap();
+        Self {
+            stream,
+            bytes: Vec::new(),
+            closed: false,
+            crc: true,
+        }
+    }
+
+    fn connect(to: SocketAddr) -> Self {
+        Self::over(TcpStream::connect(to).unwrap())
+    }
+
+    /// Fails only where the other side has closed already.
+    fn write(&mut self, bytes: &[u8]) {
+        let _ = self.stream.write_all(bytes);
+    }
+
+    fn pump(&mut self) {
+        let mut chunk = [0; 4096];
+        loop {
+            match self.stream.read(&mut chunk) {
+                Ok(0) => self.closed = true,
+                Ok(read) => {
+                    self.bytes.extend_from_slice(&chunk[..read]);
+                    continue;
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(_) => self.closed = true,
+            }
+            return;
+        }
+    }
+
+    /// Waits for `len` bytes while `side` works.
+    fn take(&mut self, side: &mut Side, len: usize) -> Vec<u8> {
+        let end = Instant::now() + PATIENCE;
+        while self.bytes.len() < len {
+            side.poll();
+            self.pump();
+            assert!(
+                !self.closed || self.bytes.len() >= len,
+                "closed: {:?}",
+                self.bytes
+            );
+            assert!(Instant::now() < end);
+            std::thread::yield_now();
+        }
+        self.bytes.drain(..len).collect()
+    }
+
+    fn fpdu(&mut self, side: &mut Side) -> (Segment, Vec<u8>) {
+        let head = self.take(side, 2);
+        let len = usize::from(u16::from_be_bytes([head[0], head[1]]));
+        let mut rest = self.take(side, crate::rdma::iwarp::fpdu::frame_len(len) - 2);
+        let segment = Segment::decode(&rest).unwrap();
+        rest.truncate(len);
+        let payload = rest.split_off(segment.len());
+        (segment, payload)
+    }
+
+    /// Waits for the end of the stream and returns what came before.
+    fn end(&mut self, side: &mut Side) -> Vec<u8> {
+        let start = Instant::now();
+        while !self.closed {
+            side.poll();
+            self.pump();
+            assert!(start.elapsed() < PATIENCE);
+            std::thread::yield_now();
+        }
+        std::mem::take(&mut self.bytes)
+    }
+
+    fn terminate(&mut self, side: &mut Side) -> TermCode {
+        loop {
+            let (segment, payload) = self.fpdu(side);
+            if segment.opcode == Opcode::Terminate {
+                return Terminate::decode(&payload).unwrap().code;
+            }
+        }
+    }
+
+    fn send(&mut self, msn: u32, payload: &[u8]) {
+        let segment = Segment {
+            opcode: Opcode::Send,
+            last: true,
+            address: Address::Untagged {
+                invalidate: 0,
+                queue: 0,
+                msn,
+                offset: 0,
+            },
+        };
+        self.write(&framed(&segment, payload, self.crc));
+    }
+}
+
+fn encoded(frame: &Frame) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    frame.encode(&mut bytes);
+    bytes
+}
+
+/// What Linux siw asks for: revision 2, no CRC, no markers, client-server.
+const SIW: Local = Local {
+    revision: 2,
+    crc: false,
+    markers: false,
+    peer_to_peer: false,
+    ird: 32,
+    ord: 32,
+    max_ird: 128,
+};
+
+fn server(options: &ListenOptions, config: IwarpConfig) -> (Side, SocketAddr) {
+    let mut side = Side::new(config);
+    let (_, address) = side.listen(options);
+    (side, address)
+}
+
+/// A raw initiator that was accepted.
+fn initiator(config: IwarpConfig, local: &Local) -> (Side, ConnId, Raw) {
+    let (mut side, address) = server(&ListenOptions::default(), config);
+    let mut raw = Raw::connect(address);
+    raw.write(&encoded(&mpa::request(local, b"private".to_vec())));
+    let incoming = side.wait("incoming", Side::incoming);
+    assert_eq!(incoming.private_data(), b"private");
+    let conn = side.accept(incoming, 4, &ConnectParams::default());
+    let reply_len = if local.revision == 2 { 24 } else { 20 };
+    let reply = raw.take(&mut side, reply_len);
+    let (reply, _) = Frame::parse(Kind::Reply, &reply).unwrap().unwrap();
+    assert_eq!(reply.revision, local.revision);
+    raw.crc = mpa::conclude(local, &reply).unwrap().crc;
+    (side, conn, raw)
+}
+
+/// A raw responder that has accepted; the connection has just been established.
+fn responder(config: IwarpConfig, local: &Local) -> (Side, ConnId, Raw) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut side = Side::new(config.clone());
+    let conn = side.connect(listener.local_addr().unwrap(), 4, &ConnectParams::default());
+    let mut raw = Raw::over(listener.accept().unwrap().0);
+    let len = if config.revision == 2 { 24 } else { 20 };
+    let request = raw.take(&mut side, len);
+    let (request, _) = Frame::parse(Kind::Request, &request).unwrap().unwrap();
+    let (reply, settings) = mpa::accept(local, &request, Vec::new());
+    raw.crc = settings.crc;
+    raw.write(&encoded(&reply));
+    side.wait("established", |side| side.established(conn));
+    (side, conn, raw)
+}
+
+fn no_crc() -> IwarpConfig {
+    IwarpConfig {
+        crc: false,
+        ..IwarpConfig::default()
+    }
+}
+
+#[test]
+fn a_siw_initiator_finds_what_it_wants() {
+    for config in [IwarpConfig::default(), no_crc()] {
+        let crc = config.crc;
+        let (mut side, conn, mut raw) = initiator(config, &SIW);
+        assert_eq!(raw.crc, crc);
+        side.post(conn, vec![send(b"held")]);
+        // Nothing may come before its first FPDU: siw takes that for a failure.
+        for _ in 0..50 {
+            side.poll();
+            raw.pump();
+        }
+        assert!(raw.bytes.is_empty());
+        raw.send(1, b"first");
+        let (segment, payload) = raw.fpdu(&mut side);
+        assert_eq!((segment.opcode, &payload[..]), (Opcode::Send, &b"held"[..]));
+        let (buffer, _) = side.wait("message", |side| side.received(conn));
+        assert_eq!(&buffer[..], b"first");
+    }
+}
+
+#[test]
+fn a_siw_responder_that_overlooked_the_first_fpdu_is_woken() {
+    let (mut side, conn, mut raw) = responder(IwarpConfig::default(), &SIW);
+    let start = Instant::now();
+    side.post(conn, vec![send(b"hello")]);
+    let (segment, payload) = raw.fpdu(&mut side);
+    assert_eq!(
+        (segment.opcode, &payload[..]),
+        (Opcode::Send, &b"hello"[..])
+    );
+    let (segment, payload) = raw.fpdu(&mut side);
+    assert_eq!((segment.opcode, payload.len()), (Opcode::Write, 0));
+    assert!(start.elapsed() >= Duration::from_millis(50));
+    raw.send(1, b"awake");
+    side.wait("message", |side| side.received(conn));
+    let quiet = Instant::now() + Duration::from_millis(400);
+    while Instant::now() < quiet {
+        side.poll();
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    raw.pump();
+    assert!(raw.bytes.is_empty(), "no more wake-up calls");
+}
+
+#[test]
+fn no_wake_up_call_where_none_is_wanted_or_the_peer_answers() {
+    let config = IwarpConfig {
+        nudge: None,
+        ..IwarpConfig::default()
+    };
+    let (mut side, conn, mut raw) = responder(config, &SIW);
+    side.post(conn, vec![send(b"hello")]);
+    raw.fpdu(&mut side);
+    assert_eq!(
+        side.provider.next_deadline().map(|at| at > Instant::now()),
+        Some(true)
+    );
+    let quiet = Instant::now() + Duration::from_millis(200);
+    while Instant::now() < quiet {
+        side.poll();
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    raw.pump();
+    assert!(raw.bytes.is_empty());
+}
+
+#[test]
+fn m10_any_segmentation_of_the_stream() {
+    for crc in [true, false] {
+        let local = Local { crc, ..SIW };
+        let config = IwarpConfig {
+            crc,
+            ..IwarpConfig::default()
+        };
+        let (mut side, address) = server(&ListenOptions::default(), config);
+        let mut raw = Raw::connect(address);
+        raw.crc = crc;
+        let one_by_one = |side: &mut Side, raw: &mut Raw, bytes: &[u8]| {
+            for byte in bytes {
+                raw.write(&[*byte]);
+                side.poll();
+            }
+        };
+        one_by_one(
+            &mut side,
+            &mut raw,
+            &encoded(&mpa::request(&local, vec![1, 2, 3])),
+        );
+        let incoming = side.wait("incoming", Side::incoming);
+        assert_eq!(incoming.private_data(), [1, 2, 3]);
+        let conn = side.accept(incoming, 4, &ConnectParams::default());
+        raw.take(&mut side, 24);
+        let window = side.expose(conn, buffer(3000).pin(), RemoteAccess::Write);
+        let data = pattern(3, 3000);
+        let segment = |opcode, last, address| Segment {
+            opcode,
+            last,
+            address,
+        };
+        let untagged = |offset| Address::Untagged {
+            invalidate: 0,
+            queue: 0,
+            msn: 1,
+            offset,
+        };
+        let mut stream = framed(
+            &segment(Opcode::Send, false, untagged(0)),
+            &data[..1000],
+            crc,
+        );
+        // The bind is executed with the first FPDU of the peer.
+        one_by_one(&mut side, &mut raw, &stream);
+        side.wait("bind", |side| side.completed(conn));
+        let tagged = Address::Tagged {
+            tag: window.key,
+            offset: 0,
+        };
+        stream = framed(&segment(Opcode::Write, true, tagged), &data, crc);
+        stream.extend(framed(
+            &segment(Opcode::Send, true, untagged(1000)),
+            &data[1000..],
+            crc,
+        ));
+        one_by_one(&mut side, &mut raw, &stream);
+        let (message, _) = side.wait("message", |side| side.received(conn));
+        assert_eq!(&message[..], data);
+        side.post(
+            conn,
+            vec![crate::rdma::Operation::Invalidate { window: window.id }],
+        );
+        side.wait("invalidate", |side| side.completed(conn));
+        let pin = side.provider.close_window(conn, window.id).unwrap();
+        assert_eq!(pin.unpin().unwrap()[..], data);
+    }
+}
+
+#[test]
+fn m03_peers_of_revision_1() {
+    let plain = Local {
+        revision: 1,
+        crc: true,
+        ..SIW
+    };
+    let (mut side, conn, mut raw) = initiator(IwarpConfig::default(), &plain);
+    raw.send(1, b"old");
+    side.wait("message", |side| side.received(conn));
+    // Ours, when told so.
+    let config = IwarpConfig {
+        revision: 1,
+        ..IwarpConfig::default()
+    };
+    let (mut side, conn, mut raw) = responder(config.clone(), &SIW);
+    side.post(conn, vec![send(b"old")]);
+    assert_eq!(raw.fpdu(&mut side).1, b"old");
+    // A host that knows revision 1 only closes on a request of revision 2.
+    let (mut side, address) = server(&ListenOptions::default(), config);
+    let mut raw = Raw::connect(address);
+    raw.write(&encoded(&mpa::request(&SIW, vec![])));
+    assert!(raw.end(&mut side).is_empty());
+}
+
+#[test]
+fn e01_a_plain_reply_to_an_enhanced_request_is_a_failure() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut side = Side::new(IwarpConfig::default());
+    let conn = side.connect(listener.local_addr().unwrap(), 0, &ConnectParams::default());
+    let mut raw = Raw::over(listener.accept().unwrap().0);
+    raw.take(&mut side, 24);
+    raw.write(b"MPA ID Rep Frame\x40\x01\0\0");
+    let reason = side.wait("end", |side| side.disconnected(conn));
+    assert_eq!(reason, LossReason::Failed(RdmaError::BadHandshake));
+}
+
+#[test]
+fn e02_a_responder_that_asks_for_too_many_reads_is_told() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut side = Side::new(IwarpConfig::default());
+    let conn = side.connect(listener.local_addr().unwrap(), 0, &ConnectParams::default());
+    let mut raw = Raw::over(listener.accept().unwrap().0);
+    raw.take(&mut side, 24);
+    raw.write(b"MPA ID Rep Frame\x50\x02\0\x04\0\x10\x02\0");
+    assert_eq!(raw.terminate(&mut side), TermCode::MPA_INSUFFICIENT_IRD);
+    drop(raw);
+    let reason = side.wait("end", |side| side.disconnected(conn));
+    let expected = RdmaError::FabricViolation {
+        layer: 2,
+        error_type: 0,
+        code: 6,
+    };
+    assert_eq!(reason, LossReason::Failed(expected));
+}
+
+#[test]
+fn m02_m04_wrong_requests_are_closed_at_once() {
+    let config = IwarpConfig {
+        request_timeout: Duration::from_secs(600),
+        ..IwarpConfig::default()
+    };
+    let (mut side, address) = server(&ListenOptions::default(), config);
+    let mut extra = encoded(&mpa::request(&SIW, vec![]));
+    extra.push(0);
+    for bytes in [
+        &b"GET / HTTP/1.1\r\n\r\n"[..],
+        b"\xFESMB",
+        b"MPA ID Rep Frame\x40\x01\0\0",
+        b"MPA ID Req Frame\x40\x07\0\0",
+        b"MPA ID Req Frame\x40\x01\xFF\xFF",
+        &extra,
+    ] {
+        let mut raw = Raw::connect(address);
+        raw.write(bytes);
+        assert!(raw.end(&mut side).is_empty(), "{bytes:?}");
+    }
+    assert!(side.incoming().is_none());
+}
+
+#[test]
+fn m11_silent_peers_time_out() {
+    let config = IwarpConfig {
+        request_timeout: Duration::from_millis(80),
+        ..IwarpConfig::default()
+    };
+    let (mut side, address) = server(&ListenOptions::default(), config);
+    let mut raw = Raw::connect(address);
+    raw.write(b"MPA ID");
+    assert!(raw.end(&mut side).is_empty());
+
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let params = ConnectParams {
+        timeout: Duration::from_millis(80),
+        ..ConnectParams::default()
+    };
+    let conn = side.connect(listener.local_addr().unwrap(), 2, &params);
+    let reason = side.wait("end", |side| side.disconnected(conn));
+    assert_eq!(
+        reason,
+        LossReason::Failed(RdmaError::Timeout(crate::rdma::RdmaOperation::Connect))
+    );
+    let flushed = side
+        .events
+        .iter()
+        .filter(|e| matches!(e, Event::Flushed { .. }));
+    assert_eq!(flushed.count(), 2);
+}
+
+#[test]
+fn unfinished_handshakes_are_capped_per_peer() {
+    let options = ListenOptions {
+        max_half_open_per_peer: 2,
+        ..ListenOptions::default()
+    };
+    let (mut side, address) = server(&options, IwarpConfig::default());
+    let mut first = Raw::connect(address);
+    let _second = Raw::connect(address);
+    side.poll();
+    let mut third = Raw::connect(address);
+    assert!(third.end(&mut side).is_empty());
+    // One that finishes makes room.
+    first.write(&encoded(&mpa::request(&SIW, vec![])));
+    let _incoming = side.wait("incoming", Side::incoming);
+    let mut fourth = Raw::connect(address);
+    fourth.write(&encoded(&mpa::request(&SIW, vec![])));
+    side.wait("incoming", Side::incoming);
+}
+
+#[test]
+fn unfinished_handshakes_are_capped_in_total() {
+    let options = ListenOptions {
+        max_half_open: 1,
+        ..ListenOptions::default()
+    };
+    let config = IwarpConfig {
+        request_timeout: Duration::from_millis(100),
+        ..IwarpConfig::default()
+    };
+    let (mut side, address) = server(&options, config);
+    let _silent = Raw::connect(address);
+    side.poll();
+    let mut second = Raw::connect(address);
+    second.write(&encoded(&mpa::request(&SIW, vec![])));
+    // It waits in the system's queue until the silent one has timed out.
+    side.wait("incoming", Side::incoming);
+}
+
+#[test]
+fn m06_rejections() {
+    for explicit in [true, false] {
+        let (mut client, (mut side, address)) = (
+            Side::new(IwarpConfig::default()),
+            server(&ListenOptions::default(), IwarpConfig::default()),
+        );
+        let conn = client.connect(address, 0, &ConnectParams::default());
+        let incoming = loop {
+            client.poll();
+            side.poll();
+            if let Some(incoming) = side.incoming() {
+                break incoming;
+            }
+        };
+        if explicit {
+            side.provider.reject(incoming);
+        } else {
+            drop(incoming);
+        }
+        let reason = client.wait("end", |side| side.disconnected(conn));
+        let expected = RdmaError::Rejected {
+            private_data: vec![],
+        };
+        assert_eq!(reason, LossReason::Failed(expected));
+    }
+}
+
+#[test]
+fn nobody_listens_or_somebody_else_does() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut side = Side::new(IwarpConfig::default());
+    let error = side
+        .provider
+        .listen(address, &ListenOptions::default())
+        .unwrap_err();
+    assert_eq!(error, RdmaError::AddressInUse(address));
+    // Another protocol: it closes.
+    let conn = side.connect(address, 0, &ConnectParams::default());
+    drop(listener.accept().unwrap());
+    let reason = side.wait("end", |side| side.disconnected(conn));
+    assert!(
+        matches!(
+            reason,
+            LossReason::Failed(RdmaError::Refused | RdmaError::ConnectionLost)
+        ),
+        "{reason:?}"
+    );
+    drop(listener);
+    let conn = side.connect(address, 0, &ConnectParams::default());
+    let reason = side.wait("end", |side| side.disconnected(conn));
+    assert_eq!(reason, LossReason::Failed(RdmaError::Refused));
+    let foreign = "192.0.2.1:5445".parse().unwrap();
+    let error = side
+        .provider
+        .listen(foreign, &ListenOptions::default())
+        .unwrap_err();
+    assert_eq!(error, RdmaError::NoDevice(foreign));
+}
+
+#[test]
+fn violations_are_answered_by_a_terminate_and_the_end() {
+    let fabric = |code: TermCode| {
+        LossReason::Failed(RdmaError::FabricViolation {
+            layer: code.layer,
+            error_type: code.error_type,
+            code: code.code,
+        })
+    };
+    type Act = fn(&mut Raw);
+    let cases: [(TermCode, Act); 5] = [
+        (TermCode::MPA_CRC, |raw| {
+            let segment = Segment {
+                opcode: Opcode::Send,
+                last: true,
+                address: Address::Untagged {
+                    invalidate: 0,
+                    queue: 0,
+                    msn: 1,
+                    offset: 0,
+                },
+            };
+            let mut bytes = framed(&segment, b"damaged", true);
+            bytes[22] ^= 1;
+            raw.write(&bytes);
+        }),
+        (TermCode::DDP_MSN, |raw| raw.send(2, b"x")),
+        (TermCode::DDP_TOO_LONG, |raw| raw.send(1, &[0; RECEIVE + 1])),
+        (TermCode::DDP_NO_BUFFER, |raw| {
+            for msn in 1..=5 {
+                raw.send(msn, b"x");
+            }
+        }),
+        (TermCode::MPA_MARKER, |raw| raw.write(&[0; 64])),
+    ];
+    for (code, act) in cases {
+        let (mut side, conn, mut raw) = initiator(IwarpConfig::default(), &SIW);
+        act(&mut raw);
+        assert_eq!(raw.terminate(&mut side), code);
+        // Our direction ends, theirs is read to its end: no reset destroys the Terminate.
+        assert!(raw.end(&mut side).is_empty());
+        raw.write(&[0x55; 5000]);
+        drop(raw);
+        let reason = side.wait("end", |side| side.disconnected(conn));
+        assert_eq!(reason, fabric(code));
+    }
+}
+
+#[test]
+fn a_peer_that_stays_after_its_fault_is_left() {
+    let (mut side, conn, mut raw) = initiator(IwarpConfig::default(), &SIW);
+    raw.send(9, b"x");
+    let reason = side.wait("end", |side| side.disconnected(conn));
+    assert!(matches!(
+        reason,
+        LossReason::Failed(RdmaError::FabricViolation { .. })
+    ));
+}
+
+#[test]
+fn siws_swapped_terminate_is_understood() {
+    let (mut side, conn, mut raw) = initiator(no_crc(), &SIW);
+    let segment = Segment {
+        opcode: Opcode::Terminate,
+        last: true,
+        address: Address::Untagged {
+            invalidate: 0,
+            queue: 2,
+            msn: 1,
+            offset: 0,
+        },
+    };
+    raw.write(&framed(&segment, &[0x21, 0x02, 0, 0], false));
+    let reason = side.wait("end", |side| side.disconnected(conn));
+    let expected = RdmaError::Terminated {
+        layer: 1,
+        error_type: 2,
+        code: 2,
+        operation: None,
+    };
+    assert_eq!(reason, LossReason::Failed(expected));
+}
+
+#[test]
+fn the_end_of_the_stream_inside_an_fpdu_is_a_loss() {
+    let (mut side, conn, mut raw) = initiator(IwarpConfig::default(), &SIW);
+    raw.send(1, b"whole");
+    drop(raw);
+    let reason = side.wait("end", |side| side.disconnected(conn));
+    assert_eq!(reason, LossReason::Peer);
+    assert_eq!(&side.received(conn).unwrap().0[..], b"whole");
+    let (mut side, conn, mut raw) = initiator(IwarpConfig::default(), &SIW);
+    raw.write(&[0, 38, 0x41]);
+    drop(raw);
+    let reason = side.wait("end", |side| side.disconnected(conn));
+    assert_eq!(reason, LossReason::Failed(RdmaError::ConnectionLost));
+}
+
+#[test]
+fn garbage_after_the_handshake_ends_the_connection_only() {
+    for seed in 0..40 {
+        let (mut side, conn, mut raw) = initiator(IwarpConfig::default(), &SIW);
+        let mut garbage = pattern(seed, 3000);
+        // Plausible starts, too.
+        if seed % 2 == 0 {
+            garbage[..4].copy_from_slice(&[0, 40 + seed as u8, 0x41, 0x40 | (seed as u8 % 8)]);
+        }
+        raw.write(&garbage);
+        drop(raw);
+        side.wait("end", |side| side.disconnected(conn));
+    }
+}
+
+#[test]
+fn a_peer_that_ends_a_drained_close_late_is_waited_for_until_the_deadline() {
+    let (mut side, conn, mut raw) = initiator(IwarpConfig::default(), &SIW);
+    raw.send(1, b"x");
+    side.wait("message", |side| side.received(conn));
+    let message = crate::rdma::Operation::Send {
+        message: Pieces::one(filled(b"last words")),
+        invalidate: None,
+        solicited: false,
+    };
+    side.post(conn, vec![message]);
+    let now = Instant::now();
+    let deadline = now + Duration::from_millis(150);
+    side.provider.close(conn, Close::Drain(deadline), now);
+    let bytes = raw.end(&mut side);
+    assert!(bytes.windows(10).any(|part| part == b"last words"));
+    raw.write(&[1; 100]);
+    let reason = side.wait("end", |side| side.disconnected(conn));
+    assert_eq!(reason, LossReason::Local);
+    assert!(Instant::now() >= deadline);
+}
