@@ -382,8 +382,8 @@ fn posted_requests_are_bounded_and_handed_back() {
     while world.server.provider.arm().unwrap() == Armed::Ready {
         world.server.poll();
     }
-    let mut requests = 0;
-    let mut receives = 0;
+    let mut completions = 0;
+    let mut flushed = 0;
     for event in &world.server.events {
         match event {
             Event::Completed {
@@ -391,15 +391,15 @@ fn posted_requests_are_bounded_and_handed_back() {
             } => {
                 assert_eq!(
                     (request.cookie, *status),
-                    (requests, CompletionStatus::Flushed)
+                    (completions, CompletionStatus::Flushed)
                 );
-                requests += 1;
+                completions += 1;
             }
-            Event::Flushed { .. } => receives += 1,
+            Event::Flushed { .. } => flushed += 1,
             _ => {}
         }
     }
-    assert_eq!((requests, receives), (256, 256));
+    assert_eq!((completions, flushed), (256, 256));
     assert!(matches!(
         world.server.events.back(),
         Some(Event::Disconnected { .. })
