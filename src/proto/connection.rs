@@ -52,6 +52,7 @@ pub enum Role {
 ///
 /// After [`Event::Disconnect`] everything is ignored, whatever still arrives.
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
 pub struct Connection {
     role: Role,
     config: Config,
@@ -416,6 +417,24 @@ impl Connection {
     /// Bytes of payload queued and not yet handed out.
     pub fn queued_bytes(&self) -> u64 {
         self.queue.bytes()
+    }
+
+    /// What decides the future while no time passes; for the exhaustive search.
+    #[cfg(test)]
+    pub(crate) fn fingerprint(&self) -> [u32; 6] {
+        let credits = self.credits.snapshot();
+        let flags = u32::from(self.answer_owed)
+            | u32::from(self.probe == Probe::Pending) << 1
+            | u32::from(self.probe == Probe::Sent) << 2;
+        let queued = self.queue.messages() as u32;
+        [
+            credits.send,
+            credits.posted,
+            credits.granted,
+            credits.target,
+            queued,
+            flags,
+        ]
     }
 
     /// Bytes still to come of the message being received in fragments.

@@ -58,6 +58,7 @@ pub(crate) enum Spend {
 }
 
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
 pub(crate) struct Credits {
     /// `Connection.SendCredits`. Saturating: a peer may grant without bound.
     send: u32,
@@ -77,6 +78,7 @@ pub(crate) struct Credits {
 
 /// While the application does not take its messages.
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
 struct Stall {
     /// Grants funded by receives that held no data and so are free again.
     recycled: u32,
@@ -189,10 +191,14 @@ impl Credits {
 
     /// Whether a message should be sent for no other reason than to grant.
     ///
-    /// A full target less the one message that our grant costs must be above the low water, else
-    /// the peer would answer the grant with a grant, and so on.
+    /// The peer must end well above its low water, by the one message that our grant costs and one
+    /// more, else it would answer the grant with a grant, and so on for ever. So this waits for
+    /// receives that are wanted and not posted yet.
     pub(crate) fn grant_is_due(&self) -> bool {
-        self.stall.is_none() && self.granted <= self.low_water() && self.grantable() > 0
+        let goal = self.goal();
+        self.stall.is_none()
+            && self.granted <= self.low_water()
+            && self.posted.min(goal) >= goal.min(self.low_water() + 2)
     }
 
     /// The grant of the negotiate response; it costs no credit.
@@ -250,14 +256,19 @@ impl Credits {
         u16::try_from(up_to.saturating_sub(self.granted)).unwrap_or(u16::MAX)
     }
 
-    fn ordinary_grant(&self) -> u16 {
+    /// What the next message may raise `granted` to.
+    fn goal(&self) -> u32 {
         if self.send > 1 {
-            return self.grantable();
+            return self.target();
         }
         // [MS-SMBD] 3.1.5.9: for the last credit at least one, even beyond the target. And so that
         // the peer holds two: one to answer with and one to keep. With a single credit in the
         // world, two peers would hand it to and fro.
-        let up_to = self.posted.min(self.target().max(2).max(self.granted + 1));
+        self.target().max(2).max(self.granted + 1)
+    }
+
+    fn ordinary_grant(&self) -> u16 {
+        let up_to = self.posted.min(self.goal());
         u16::try_from(up_to.saturating_sub(self.granted)).unwrap_or(u16::MAX)
     }
 

@@ -23,6 +23,7 @@ impl MessageId {
 /// cut when they are sent, and only ever from the head, so that nothing can come between two
 /// fragments of a message.
 #[derive(Debug, Default)]
+#[cfg_attr(test, derive(Clone))]
 pub(crate) struct SendQueue {
     messages: VecDeque<Queued>,
     next: u64,
@@ -30,6 +31,7 @@ pub(crate) struct SendQueue {
 }
 
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
 struct Queued {
     id: MessageId,
     len: u32,
@@ -120,6 +122,7 @@ pub(crate) enum Piece {
 /// `Connection.FragmentReassemblyRemaining` and `InvalidatedToken` ([MS-SMBD] 3.1.1.1). The buffer
 /// is the caller's.
 #[derive(Debug, Default)]
+#[cfg_attr(test, derive(Clone))]
 pub(crate) struct Reassembler {
     remaining: u64,
     invalidated: Option<u32>,

@@ -1,1 +1,11 @@
-//! Tests of the state machine.
+//! Tests of the state machine, each endpoint behind a driver that checks the invariants all the
+//! time.
+
+mod conformance;
+mod data_transfer;
+mod deadlock;
+mod keepalive;
+mod negotiation;
+mod properties;
+mod stalled;
+mod world;
