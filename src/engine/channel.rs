@@ -1,19 +1,21 @@
 //! A negotiated SMB Direct connection: the handle that SMB servers and clients use.
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
-use std::time::Instant;
 
 use super::conn::{HEADER, lock};
+use super::exposure::Exposed;
 use super::options::ChannelOptions;
 use super::pool::Pools;
 use super::reactor::Shared;
-use super::shared::{Body, Closing, ConnShared, Outgoing};
-use crate::rdma::{Domain, IoBuf, RdmaError};
+use super::shared::{Body, Closing, ConnShared, Outbox, Outgoing};
+use super::transfer::{Payload, Transfer};
+use crate::rdma::{Domain, Exposure, IoBuf, RdmaError, RemoteAccess};
 use crate::transport::{
-    ApiMisuse, Close, DisconnectReason, Error, Gather, Info, Limits, Message, Op, OutMessage,
-    Stats, Transport, TrySendError,
+    ApiMisuse, Close, DirectPlacement, DisconnectReason, Error, Gather, Info, Limits, Message, Op,
+    OutMessage, Stats, SteeringTag, Target, Transport, TrySendError,
 };
 
 /// A negotiated SMB Direct connection.
@@ -29,7 +31,16 @@ pub struct Channel {
     limits: Limits,
     /// Payload bytes that one fragment takes.
     max_payload: usize,
+    features: Features,
     options: Arc<ChannelOptions>,
+}
+
+/// What the connection's device can do for direct placement.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Features {
+    pub(crate) exposure: Exposure,
+    pub(crate) remote_invalidation: bool,
+    pub(crate) send_with_invalidate: bool,
 }
 
 impl Channel {
@@ -38,6 +49,7 @@ impl Channel {
         shared: Arc<ConnShared>,
         pools: Arc<Mutex<Pools>>,
         info: Info,
+        features: Features,
         options: Arc<ChannelOptions>,
     ) -> Self {
         let (mut max_payload, mut limits) = (
@@ -65,7 +77,80 @@ impl Channel {
             info,
             limits,
             max_payload,
+            features,
             options,
+        }
+    }
+
+    fn write_with(&self, data: Gather, to: Target, response: Option<Outgoing>) -> Op<Gather> {
+        if let Err(error) = self.check_domain(&data) {
+            return Op::ready(Err(error.into()));
+        }
+        if let Err(rule) = to.check(data.len(), self.limits.max_transfer) {
+            return Op::ready(Err(rule.into()));
+        }
+        let (op, completer) = Op::pending();
+        let len = data.len();
+        self.transfer(Payload::Write { data, completer }, to, len, response);
+        op
+    }
+
+    /// Hands a transfer to the reactor. Once the connection has ended it fails at once.
+    fn transfer(&self, payload: Payload, target: Target, len: usize, response: Option<Outgoing>) {
+        let bytes = response.as_ref().map_or(0, |response| response.len);
+        let transfer = Transfer::new(payload, target, len, response);
+        let mut outbox = self.shared.outbox();
+        if let Some(reason) = outbox.reason.clone() {
+            drop(outbox);
+            if let Some(waker) = transfer.abandon(Error::Closed(reason)) {
+                waker.wake();
+            }
+            return;
+        }
+        outbox.bytes += bytes;
+        outbox.transfers.push_back(transfer);
+        drop(outbox);
+        self.reactor.request(&self.shared);
+    }
+
+    /// A message that was checked and put where it is sent from.
+    fn outgoing(
+        &self,
+        message: OutMessage<'_>,
+        invalidate: Option<SteeringTag>,
+    ) -> Result<Outgoing, TrySendError> {
+        let len = message.len();
+        if len == 0 {
+            return Err(ApiMisuse::EmptyMessage.into());
+        }
+        let max = self.limits.max_send;
+        if len as u64 > max {
+            return Err(ApiMisuse::MessageTooLarge {
+                len: len as u64,
+                max,
+            }
+            .into());
+        }
+        let invalidate = invalidate.filter(|_| self.features.send_with_invalidate);
+        Ok(Outgoing {
+            body: self.body(message)?,
+            len,
+            invalidate: invalidate.map(|tag| tag.0),
+        })
+    }
+
+    /// Whether the connection takes a message now.
+    fn check(outbox: &Outbox) -> Result<(), TrySendError> {
+        if let Some(reason) = &outbox.reason {
+            return Err(TrySendError::Closed(reason.clone()));
+        }
+        if outbox.close.is_some() {
+            return Err(TrySendError::Closed(DisconnectReason::Local));
+        }
+        if outbox.has_room() {
+            Ok(())
+        } else {
+            Err(TrySendError::Full)
         }
     }
 
@@ -161,41 +246,13 @@ impl Transport for Channel {
     }
 
     fn start_send(&self, message: OutMessage<'_>) -> Result<(), TrySendError> {
-        let len = message.len();
-        if len == 0 {
-            return Err(ApiMisuse::EmptyMessage.into());
-        }
-        if len as u64 > self.limits.max_send {
-            let max = self.limits.max_send;
-            return Err(ApiMisuse::MessageTooLarge {
-                len: len as u64,
-                max,
-            }
-            .into());
-        }
-        let check = |outbox: &super::shared::Outbox| {
-            if let Some(reason) = &outbox.reason {
-                return Err(TrySendError::Closed(reason.clone()));
-            }
-            if outbox.close.is_some() {
-                return Err(TrySendError::Closed(DisconnectReason::Local));
-            }
-            if outbox.has_room() {
-                Ok(())
-            } else {
-                Err(TrySendError::Full)
-            }
-        };
-        check(&self.shared.outbox())?;
-        let body = self.body(message)?;
+        // Looked at twice, so that a full queue costs no copy.
+        Self::check(&self.shared.outbox())?;
+        let outgoing = self.outgoing(message, None)?;
         let mut outbox = self.shared.outbox();
-        check(&outbox)?;
-        outbox.bytes += len;
-        outbox.messages.push_back(Outgoing {
-            body,
-            len,
-            invalidate: None,
-        });
+        Self::check(&outbox)?;
+        outbox.bytes += outgoing.len;
+        outbox.messages.push_back(outgoing);
         drop(outbox);
         self.reactor.request(&self.shared);
         Ok(())
@@ -239,7 +296,7 @@ impl Transport for Channel {
     fn close(&self, how: Close) {
         let closing = match how {
             Close::Abort => Closing::Abort,
-            Close::Graceful(limit) => Closing::Graceful(Instant::now() + limit),
+            Close::Graceful(limit) => Closing::Graceful(limit),
         };
         let mut outbox = self.shared.outbox();
         if outbox.reason.is_some() {
@@ -256,10 +313,101 @@ impl Transport for Channel {
         Op::ready(lock(&self.pools).allocate(len).map_err(Error::from))
     }
 
+    fn direct(&self) -> Option<&dyn DirectPlacement> {
+        Some(self)
+    }
+
     fn stats(&self) -> Stats {
         self.reactor
             .stats(self.shared.conn)
             .unwrap_or_else(|| self.shared.outbox().stats.clone())
+    }
+}
+
+impl DirectPlacement for Channel {
+    fn remote_invalidation(&self) -> bool {
+        self.features.remote_invalidation
+    }
+
+    fn expose(&self, memory: IoBuf, access: RemoteAccess) -> Result<Exposed, Error> {
+        if memory.is_empty() {
+            return Err(ApiMisuse::EmptyExposure.into());
+        }
+        let len = memory.len() as u64;
+        if len > u64::from(self.limits.max_transfer) {
+            let max = self.limits.max_transfer;
+            return Err(ApiMisuse::TransferTooLarge { len, max }.into());
+        }
+        if !Arc::ptr_eq(memory.domain(), &self.domain) {
+            return Err(RdmaError::WrongDomain.into());
+        }
+        let memory = memory.pin();
+        let whole = memory.slice(0..memory.len());
+        // Registering may block: not under the reactor's lock.
+        let registration = match self.features.exposure {
+            Exposure::Registration => Some(memory.register(access)?),
+            Exposure::Window | Exposure::SoftwareWindow => None,
+        };
+        let window = self
+            .reactor
+            .expose(self.shared.conn, whole, access, registration)?;
+        Ok(Exposed::new(
+            self.reactor.clone(),
+            self.shared.clone(),
+            window,
+            memory,
+        ))
+    }
+
+    fn write(&self, data: Gather, to: Target) -> Op<Gather> {
+        self.write_with(data, to, None)
+    }
+
+    fn read(&self, into: IoBuf, range: Range<usize>, from: Target) -> Op<IoBuf> {
+        let (start, end, len) = (range.start, range.end, into.len());
+        if start > end || end > len {
+            return Op::ready(Err(ApiMisuse::RangeOutside { start, end, len }.into()));
+        }
+        if !Arc::ptr_eq(into.domain(), &self.domain) {
+            return Op::ready(Err(RdmaError::WrongDomain.into()));
+        }
+        if let Err(rule) = from.check(range.len(), self.limits.max_transfer) {
+            return Op::ready(Err(rule.into()));
+        }
+        let (op, completer) = Op::pending();
+        let payload = Payload::Read {
+            into: into.pin(),
+            start,
+            completer,
+        };
+        self.transfer(payload, from, range.len(), None);
+        op
+    }
+
+    fn write_then_send(
+        &self,
+        data: Gather,
+        to: Target,
+        response: OutMessage<'_>,
+        invalidate: Option<SteeringTag>,
+    ) -> Op<Gather> {
+        match self.outgoing(response, invalidate) {
+            Ok(response) => self.write_with(data, to, Some(response)),
+            Err(error) => Op::ready(Err(error.into())),
+        }
+    }
+
+    fn send_invalidate(&self, message: OutMessage<'_>, token: SteeringTag) -> Op<()> {
+        let result = self.outgoing(message, Some(token)).and_then(|outgoing| {
+            let mut outbox = self.shared.outbox();
+            Self::check(&outbox)?;
+            outbox.bytes += outgoing.len;
+            outbox.messages.push_back(outgoing);
+            drop(outbox);
+            self.reactor.request(&self.shared);
+            Ok(())
+        });
+        Op::ready(result.map_err(Error::from))
     }
 }
 

@@ -8,15 +8,17 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 
+use super::exposure::Windows;
 use super::options::ChannelOptions;
 use super::pool::Pools;
 use super::shared::{Body, Closing, ConnShared, Outgoing};
+use super::transfer::{self, Budget, Finished, Transfers};
 use crate::proto::{self, Delivery, MessageId, Transmit};
 use crate::rdma::{
-    Close, CompletionStatus, ConnId, IoBuf, LossReason, Operation, Pieces, PostError, Provider,
-    RdmaError, RdmaOperation, SendRequest,
+    Close, CompletionStatus, ConnId, IoBuf, IoPin, LossReason, Operation, Pieces, PostError,
+    Provider, RdmaError, RdmaOperation, SendRequest, Window, WindowId,
 };
-use crate::transport::{DisconnectReason, Message, Stats, SteeringTag};
+use crate::transport::{Completer, DisconnectReason, Error, Message, Stats, SteeringTag};
 
 /// Bytes in front of a fragment's payload in a send slot.
 pub(crate) const HEADER: usize = 24;
@@ -51,6 +53,12 @@ pub(crate) struct Conn {
     pub(crate) scheduled: Option<Instant>,
     reserved: Vec<(usize, usize)>,
     outgoing: VecDeque<(MessageId, Outgoing)>,
+    /// Requests that go ahead of everything else: binds and invalidations.
+    urgent: VecDeque<SendRequest>,
+    pub(crate) windows: Windows,
+    pub(crate) transfers: Transfers,
+    /// RDMA reads that the peer serves at a time.
+    read_depth: u32,
     chain: VecDeque<SendRequest>,
     receives: VecDeque<IoBuf>,
     assembly: BytesMut,
@@ -65,6 +73,8 @@ pub(crate) struct Conn {
     closed: bool,
     reason: Option<DisconnectReason>,
     application_ready: bool,
+    /// A response has joined the queue.
+    respond: bool,
     /// Since when a message waits for a send credit.
     credit_wait: Option<Instant>,
     stats: Stats,
@@ -84,6 +94,10 @@ impl Conn {
             scheduled: None,
             reserved: Vec::new(),
             outgoing: VecDeque::new(),
+            urgent: VecDeque::new(),
+            windows: Windows::default(),
+            transfers: Transfers::default(),
+            read_depth: 0,
             chain: VecDeque::new(),
             receives: VecDeque::new(),
             assembly: BytesMut::new(),
@@ -94,6 +108,7 @@ impl Conn {
             closed: false,
             reason: None,
             application_ready: true,
+            respond: false,
             credit_wait: None,
             stats: Stats::default(),
         }
@@ -148,9 +163,16 @@ impl Conn {
         if !self.ready || self.closed {
             return;
         }
-        self.take_requests(cx);
-        self.post_receives(cx);
-        self.transmit(cx);
+        loop {
+            self.respond = false;
+            self.take_requests(cx);
+            self.post_receives(cx);
+            self.transmit(cx);
+            // A response whose last write was posted leaves at once.
+            if !self.respond || self.closed {
+                break;
+            }
+        }
     }
 
     /// A message arrived from the network.
@@ -167,6 +189,14 @@ impl Conn {
         }
         if self.negotiated {
             self.stats.receive_low_water = self.stats.receive_low_water.min(self.posted_receives);
+        }
+        if let Some(key) = invalidated {
+            if !self.windows.invalidated(key) {
+                self.fail(DisconnectReason::UnknownInvalidation(SteeringTag(key)), cx);
+                return;
+            }
+            self.stats.remote_invalidations += 1;
+            self.windows.settle(key, self.id, cx.provider, cx.wakers);
         }
         match self.proto.handle_receive(cx.now, &buffer, invalidated) {
             Delivery::Nothing => self.recycle(buffer),
@@ -220,17 +250,72 @@ impl Conn {
         cx: &mut Context<'_>,
     ) {
         self.in_flight = self.in_flight.saturating_sub(1);
-        match status {
-            CompletionStatus::Success | CompletionStatus::Flushed => {}
-            status => {
-                let operation = match request.operation {
-                    Operation::Send { .. } => RdmaOperation::Send,
-                    Operation::Write { .. } => RdmaOperation::Write,
-                    Operation::Read { .. } => RdmaOperation::Read,
-                    Operation::Bind { .. } => RdmaOperation::Bind,
-                    Operation::Invalidate { .. } => RdmaOperation::Invalidate,
-                };
-                self.fail(RdmaError::Completion { operation, status }.into(), cx);
+        let operation = match request.operation {
+            Operation::Send { .. } => RdmaOperation::Send,
+            Operation::Write { .. } => RdmaOperation::Write,
+            Operation::Read { .. } => RdmaOperation::Read,
+            Operation::Bind { .. } => RdmaOperation::Bind,
+            Operation::Invalidate { .. } => RdmaOperation::Invalidate,
+        };
+        let failure = match status {
+            CompletionStatus::Success => None,
+            status => Some(RdmaError::Completion { operation, status }),
+        };
+        if let Some(failure) = &failure
+            && status != CompletionStatus::Flushed
+        {
+            self.fail(failure.clone().into(), cx);
+        }
+        if request.cookie & transfer::COOKIE != 0 {
+            let error = failure.map(Error::Rdma);
+            if let Some(finished) = self.transfers.completed(request, error) {
+                self.count_transfer(finished, cx);
+            }
+        } else if let Operation::Invalidate { window } = request.operation
+            && status == CompletionStatus::Success
+        {
+            self.windows
+                .revoked(window, self.id, cx.provider, cx.wakers);
+        }
+    }
+
+    /// A window was opened for the upper layer: it is bound ahead of the message that tells of it.
+    pub(crate) fn exposed(&mut self, window: &Window, cx: &mut Context<'_>) {
+        self.stats.registrations += 1;
+        self.urgent.extend(self.windows.add(window));
+        self.pump(cx);
+    }
+
+    /// The owner of an exposure wants its memory back.
+    pub(crate) fn reclaim(
+        &mut self,
+        window: WindowId,
+        memory: IoPin,
+        completer: Option<Completer<IoBuf>>,
+        cx: &mut Context<'_>,
+    ) {
+        let request =
+            self.windows
+                .reclaim(window, memory, completer, self.id, cx.provider, cx.wakers);
+        self.urgent.extend(request);
+    }
+
+    /// The connection is up: what the peer serves is known.
+    pub(crate) fn set_read_depth(&mut self, depth: u16) {
+        self.read_depth = depth.into();
+    }
+
+    fn count_transfer(&mut self, finished: Finished, cx: &mut Context<'_>) {
+        cx.wakers.extend(finished.waker);
+        if finished.ok {
+            let started = finished.started.unwrap_or(cx.now);
+            let time = cx.now.saturating_duration_since(started);
+            if finished.read {
+                self.stats.rdma_reads.add(time);
+                self.stats.bytes_rdma_read += finished.bytes as u64;
+            } else {
+                self.stats.rdma_writes.add(time);
+                self.stats.bytes_rdma_written += finished.bytes as u64;
             }
         }
     }
@@ -304,7 +389,14 @@ impl Conn {
         });
         self.reason = Some(reason.clone());
         self.chain.clear();
+        self.urgent.clear();
         self.outgoing.clear();
+        let error = Error::Closed(reason.clone());
+        self.transfers.fail(&error, cx.wakers);
+        self.windows.end(cx.wakers);
+        for transfer in std::mem::take(&mut self.shared.outbox().transfers) {
+            cx.wakers.extend(transfer.abandon(error.clone()));
+        }
         self.receives.clear();
         if let Some(pools) = self.pools.take() {
             let mut pools = lock(&pools);
@@ -335,6 +427,9 @@ impl Conn {
                 }
             }
         }
+        while let Some(transfer) = outbox.transfers.pop_front() {
+            self.transfers.add(transfer, cx.now);
+        }
         let close = outbox.close;
         drop(outbox);
         match close {
@@ -342,9 +437,12 @@ impl Conn {
                 self.reason.get_or_insert(DisconnectReason::Local);
                 self.end(Close::Abort, cx);
             }
-            Some(Closing::Graceful(deadline)) if self.closing.is_none() => {
-                self.closing = Some(deadline);
-                self.proto.close();
+            Some(Closing::Graceful(limit)) => {
+                self.closing.get_or_insert(cx.now + limit);
+                // Responses follow their transfers into the queue.
+                if !self.transfers.has_turns() {
+                    self.proto.close();
+                }
             }
             _ => {}
         }
@@ -384,6 +482,11 @@ impl Conn {
 
     fn transmit(&mut self, cx: &mut Context<'_>) {
         let mut freed = 0;
+        while self.in_flight + (self.chain.len() as u32) < self.send_depth
+            && let Some(request) = self.urgent.pop_front()
+        {
+            self.chain.push_back(request);
+        }
         loop {
             let free = self
                 .send_depth
@@ -409,6 +512,7 @@ impl Conn {
             };
             self.chain.push_back(request);
         }
+        self.transmit_transfers(cx);
         if !self.chain.is_empty() {
             self.signal();
             let had = self.chain.len();
@@ -423,6 +527,30 @@ impl Conn {
             outbox.bytes = outbox.bytes.saturating_sub(freed);
             if outbox.has_room() {
                 cx.wakers.extend(outbox.waker.take());
+            }
+        }
+    }
+
+    /// Adds requests of the upper layer's transfers. A part of the send queue stays free for messages, and a message
+    /// that may follow its last write joins the queue here.
+    fn transmit_transfers(&mut self, cx: &mut Context<'_>) {
+        let most = self.send_depth - (self.send_depth / 4).max(1);
+        let budget = Budget {
+            chunk: self.options.max_rdma_chunk.max(1),
+            bytes: self.options.max_rdma_in_flight.max(1),
+            reads: self.read_depth.max(1),
+        };
+        while self.transfers.has_turns() && self.in_flight + (self.chain.len() as u32) < most {
+            let Some(next) = self.transfers.next(budget) else {
+                break;
+            };
+            self.chain.extend(next.request);
+            if let Some(finished) = next.finished {
+                self.count_transfer(finished, cx);
+            }
+            if let Some(response) = next.response {
+                self.shared.outbox().messages.push_back(response);
+                self.respond = true;
             }
         }
     }
@@ -524,9 +652,6 @@ impl Conn {
 
     fn deliver(&mut self, bytes: Bytes, invalidated: Option<u32>, cx: &mut Context<'_>) {
         self.stats.messages_received += 1;
-        if invalidated.is_some() {
-            self.stats.remote_invalidations += 1;
-        }
         let mut inbox = self.shared.inbox();
         inbox.bytes += bytes.len();
         inbox

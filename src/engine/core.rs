@@ -10,6 +10,7 @@ use std::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::Channel;
+use super::channel::Features;
 use super::conn::{Conn, Context};
 use super::listener::ListenShared;
 use super::options::{ChannelOptions, ReactorOptions};
@@ -19,8 +20,9 @@ use super::reactor::Shared;
 use super::shared::ConnShared;
 use crate::proto::{self, Role};
 use crate::rdma::{
-    Close, ConnId, ConnectParams, Event, Fabric, Incoming, ListenerId, LossReason, PeerInfo,
-    Provider, QpOptions, RdmaError, RdmaOperation, ResolveOptions, SlabOptions,
+    Close, ConnId, ConnectParams, Event, Fabric, Incoming, IoPin, ListenerId, LossReason, PeerInfo,
+    Provider, QpOptions, RdmaError, RdmaOperation, Registration, RemoteAccess, ResolveOptions,
+    SlabOptions, Window,
 };
 use crate::transport::{Completer, DisconnectReason, Error, Info, Stats, TransportKind};
 
@@ -225,6 +227,43 @@ impl Core {
             .min()
     }
 
+    /// The time, as the provider has it.
+    pub(crate) fn now(&self) -> Instant {
+        self.provider.now()
+    }
+
+    /// Exposes memory of a connection.
+    pub(crate) fn expose(
+        &mut self,
+        id: ConnId,
+        memory: IoPin,
+        access: RemoteAccess,
+        registration: Option<Registration>,
+    ) -> Result<Window, RdmaError> {
+        if self.entry(id).is_none_or(|entry| !entry.conn.negotiated) {
+            return Err(RdmaError::Closed);
+        }
+        let window = self
+            .provider
+            .open_window(id, memory, access, registration)?;
+        self.with_conn(id, |conn, cx| conn.exposed(&window, cx));
+        Ok(window)
+    }
+
+    /// Works on a connection. `None` if it is gone.
+    pub(crate) fn with_conn<T>(
+        &mut self,
+        id: ConnId,
+        work: impl FnOnce(&mut Conn, &mut Context<'_>) -> T,
+    ) -> Option<T> {
+        let now = self.now();
+        let mut result = None;
+        self.with(id, now, |entry, cx| {
+            result = Some(work(&mut entry.conn, cx))
+        });
+        result
+    }
+
     /// Whether every connection and listener is gone.
     pub(crate) fn is_idle(&self) -> bool {
         self.listeners.is_empty() && self.conns.iter().all(Option::is_none)
@@ -249,7 +288,9 @@ impl Core {
             let shared = &entry.conn.shared;
             shared.outbox().close.get_or_insert(match how {
                 Close::Abort => super::shared::Closing::Abort,
-                Close::Drain(deadline) => super::shared::Closing::Graceful(deadline),
+                Close::Drain(deadline) => {
+                    super::shared::Closing::Graceful(deadline.saturating_duration_since(now))
+                }
             });
         }
         let ids: Vec<ConnId> = self
@@ -294,10 +335,13 @@ impl Core {
             Event::Incoming { listener, incoming } => self.incoming(listener, incoming, now),
             Event::Resolved { conn } => self.with(conn, now, Entry::resolved),
             Event::Established {
-                conn, private_data, ..
+                conn,
+                initiator_depth,
+                ..
             } => {
                 self.with(conn, now, |entry, cx| {
-                    entry.established(&private_data, cx);
+                    entry.conn.set_read_depth(initiator_depth);
+                    entry.conn.proto.handle_established(cx.now);
                 });
             }
             Event::Received {
@@ -574,11 +618,6 @@ impl Entry {
         }
     }
 
-    fn established(&mut self, private_data: &[u8], cx: &mut Setup<'_, '_>) {
-        debug!(private_data = private_data.len(), "established");
-        self.conn.proto.handle_established(cx.now);
-    }
-
     fn params(&self) -> ConnectParams {
         let options = &self.conn.options;
         ConnectParams {
@@ -681,7 +720,16 @@ impl Entry {
         let Some(pools) = self.conn.pools.clone() else {
             return self.conn.fail(RdmaError::Closed.into(), cx);
         };
-        let channel = Channel::new(reactor, shared, pools, info, self.conn.options.clone());
+        let Some(capabilities) = cx.provider.capabilities(self.conn.id) else {
+            return self.conn.fail(RdmaError::Closed.into(), cx);
+        };
+        let features = Features {
+            exposure: capabilities.exposure,
+            remote_invalidation: capabilities.remote_invalidation(),
+            send_with_invalidate: capabilities.send_with_invalidate,
+        };
+        let options = self.conn.options.clone();
+        let channel = Channel::new(reactor, shared, pools, info, features, options);
         match &mut self.origin {
             Origin::Connector(completer) => {
                 if let Some(completer) = completer.take() {

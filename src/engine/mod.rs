@@ -7,15 +7,20 @@
 mod channel;
 mod conn;
 mod core;
+mod exposure;
 mod listener;
 mod options;
 mod pool;
 mod rdma_header;
 mod reactor;
 mod shared;
+#[cfg(test)]
+mod tests;
+mod transfer;
 mod wait;
 
 pub use channel::Channel;
+pub use exposure::Exposed;
 pub use listener::DirectListener;
 pub use options::{ChannelOptions, ReactorOptions};
 pub use reactor::Reactor;

@@ -52,6 +52,10 @@ pub struct ChannelOptions {
     pub type_of_service: Option<u8>,
     /// ACK timeout exponent of the queue pair (4.096 µs × 2^n), where the fabric has one.
     pub ack_timeout: Option<u8>,
+    /// Bytes of one RDMA read or write request; larger transfers are cut, so that they do not hold up messages.
+    pub max_rdma_chunk: usize,
+    /// Bytes of RDMA read and write requests in flight.
+    pub max_rdma_in_flight: usize,
     /// How long a dropped channel still sends what it had accepted.
     pub linger: Duration,
     /// Listeners: the system's queue and the limits on unfinished RDMA handshakes.
@@ -75,6 +79,8 @@ impl Default for ChannelOptions {
             responder_resources: 16,
             type_of_service: None,
             ack_timeout: None,
+            max_rdma_chunk: 256 << 10,
+            max_rdma_in_flight: 8 << 20,
             linger: Duration::from_secs(5),
             listen: ListenOptions::default(),
             max_negotiating: 1024,

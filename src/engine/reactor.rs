@@ -11,13 +11,17 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::Channel;
+use super::conn::{Conn, Context};
 use super::core::Core;
 use super::listener::{DirectListener, ListenShared};
 use super::options::{ChannelOptions, ReactorOptions};
 use super::shared::ConnShared;
 use super::wait::Wait;
-use crate::rdma::{Armed, Close as RdmaClose, ConnId, Provider, ProviderKind, ResolveOptions};
-use crate::transport::{Error, Op, Stats};
+use crate::rdma::{
+    Armed, Close as RdmaClose, ConnId, IoBuf, IoPin, Provider, ProviderKind, RdmaError,
+    Registration, RemoteAccess, ResolveOptions, Window, WindowId,
+};
+use crate::transport::{Completer, Error, Op, Stats};
 
 /// Drives one provider and its connections. A cheap handle: clones share the reactor.
 ///
@@ -123,7 +127,8 @@ impl Reactor {
     ) -> Op<Channel> {
         let (op, completer) = Op::pending();
         self.shared.with_core(|core| {
-            core.connect(to, resolve, Arc::new(options), completer, Instant::now());
+            let now = core.now();
+            core.connect(to, resolve, Arc::new(options), completer, now);
         });
         self.shared.kick();
         op
@@ -134,12 +139,14 @@ impl Reactor {
         self.shared.wait.fd()
     }
 
-    /// Does everything that can be done without sleeping, and prepares [`Reactor::fd`] for the next sleep.
-    pub fn poll(&self) {
+    /// Does everything that can be done without sleeping, and prepares [`Reactor::fd`] for the next sleep. Returns
+    /// when it wants to be called again at the latest; the descriptor becomes readable then, too.
+    pub fn poll(&self) -> Option<Instant> {
         self.shared.wait.acknowledge();
         let deadline = self.shared.settle(self.shared.options.spin);
         let after = deadline.map(|at| at.saturating_duration_since(Instant::now()));
         self.shared.wait.set_timer(after);
+        deadline
     }
 
     /// Drives the reactor on this thread until the operation is over: the lowest latency where nobody else drives
@@ -169,15 +176,16 @@ impl Reactor {
     /// `limit`; then the thread, if there is one. Channels that are left see
     /// [`ReactorGone`](crate::transport::DisconnectReason::ReactorGone). Calling it twice is harmless.
     pub fn shutdown(&self, limit: Duration) {
-        let now = Instant::now();
-        let deadline = now + limit;
-        self.shared.with_core(|core| {
+        let deadline = self.shared.with_core(|core| {
+            let now = core.now();
+            let deadline = now + limit;
             let how = if limit.is_zero() {
                 RdmaClose::Abort
             } else {
                 RdmaClose::Drain(deadline)
             };
             core.shut_down(how, now);
+            deadline
         });
         self.shared.stopping.store(true, Ordering::SeqCst);
         self.shared.wait.wake();
@@ -228,6 +236,49 @@ impl Shared {
         self.with_core(|core| core.stats(conn))
     }
 
+    /// Works on a connection under the lock. `None` if it is gone.
+    pub(crate) fn with_conn<T>(
+        &self,
+        conn: ConnId,
+        work: impl FnOnce(&mut Conn, &mut Context<'_>) -> T,
+    ) -> Option<T> {
+        self.with_core(|core| core.with_conn(conn, work))
+    }
+
+    /// Exposes memory of a connection to its peer.
+    pub(crate) fn expose(
+        &self,
+        conn: ConnId,
+        memory: IoPin,
+        access: RemoteAccess,
+        registration: Option<Registration>,
+    ) -> Result<Window, RdmaError> {
+        self.with_core(|core| core.expose(conn, memory, access, registration))
+    }
+
+    /// Takes exposed memory back; see [`Exposed::reclaim`](super::Exposed::reclaim).
+    pub(crate) fn reclaim(
+        &self,
+        conn: ConnId,
+        window: WindowId,
+        memory: IoPin,
+        completer: Option<Completer<IoBuf>>,
+    ) {
+        let mut taken = Some((memory, completer));
+        self.with_conn(conn, |conn, cx| {
+            if let Some((memory, completer)) = taken.take() {
+                conn.reclaim(window, memory, completer, cx);
+            }
+        });
+        // The connection is gone, and every right with it.
+        if let Some((memory, Some(completer))) = taken {
+            let result = memory.unpin().map_err(|_| Error::Rdma(RdmaError::Closed));
+            if let Some(waker) = completer.complete(result) {
+                waker.wake();
+            }
+        }
+    }
+
     /// Works off what is pending, if nobody else is at it.
     fn kick(&self) {
         while self.pending_count.load(Ordering::SeqCst) > 0 {
@@ -237,7 +288,7 @@ impl Shared {
                 // The holder looks at the list again after it has unlocked.
                 Err(TryLockError::WouldBlock) => return,
             };
-            let now = Instant::now();
+            let now = core.now();
             self.attend(&mut core, now);
             self.unlock(core, now);
         }
@@ -289,7 +340,8 @@ impl Shared {
     fn with_core<T>(&self, work: impl FnOnce(&mut Core) -> T) -> T {
         let mut core = ignore_poison(self.core.lock());
         let result = work(&mut core);
-        self.unlock(core, Instant::now());
+        let now = core.now();
+        self.unlock(core, now);
         // Others may have left work meanwhile.
         self.kick();
         result
@@ -302,7 +354,7 @@ impl Shared {
         loop {
             let mut core = ignore_poison(self.core.lock());
             core.sleeping = None;
-            let now = Instant::now();
+            let now = core.now();
             self.attend(&mut core, now);
             let before = core.wakers.len();
             let mut more = core.pass(now) || core.provider().pending();

@@ -5,15 +5,15 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
-use std::time::Instant;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 
+use super::transfer::Transfer;
 use crate::rdma::{ConnId, IoBuf};
 use crate::transport::{DisconnectReason, Gather, Message, Stats};
 
 /// The state that both sides see.
-#[derive(Debug)]
 pub(crate) struct ConnShared {
     pub(crate) conn: ConnId,
     /// The connection is on the reactor's list of those that want attention.
@@ -23,9 +23,9 @@ pub(crate) struct ConnShared {
 }
 
 /// Messages on their way out, and what was asked for.
-#[derive(Debug)]
 pub(crate) struct Outbox {
     pub(crate) messages: VecDeque<Outgoing>,
+    pub(crate) transfers: VecDeque<Transfer>,
     /// Bytes accepted and not yet sent, here and in the core.
     pub(crate) bytes: usize,
     pub(crate) limit: usize,
@@ -41,7 +41,7 @@ pub(crate) struct Outbox {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Closing {
     Abort,
-    Graceful(Instant),
+    Graceful(Duration),
 }
 
 /// A message that was accepted for sending.
@@ -83,6 +83,7 @@ impl ConnShared {
             queued: AtomicBool::new(false),
             outbox: Mutex::new(Outbox {
                 messages: VecDeque::new(),
+                transfers: VecDeque::new(),
                 bytes: 0,
                 limit,
                 waker: None,

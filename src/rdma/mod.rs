@@ -19,6 +19,7 @@ mod inflight;
 #[cfg(feature = "iwarp")]
 pub mod iwarp;
 pub mod memory;
+mod open;
 mod options;
 mod provider;
 mod request;
@@ -33,6 +34,7 @@ pub use memory::{
     Access, Domain, IoBuf, IoBytes, IoPin, PlainDomain, Registration, RemoteAccess, Slab,
     SlabOptions,
 };
+pub use open::{Choice, Why, choose, open};
 pub use options::{
     Capabilities, ConnectParams, Exposure, Fabric, FabricFilter, ListenOptions, QpOptions,
     ResolveOptions,

@@ -197,6 +197,11 @@ pub trait Provider: Send {
     /// or is still bound: only its connection's end can free it then.
     fn close_window(&mut self, conn: ConnId, window: WindowId) -> Option<IoPin>;
 
+    /// The time, in which deadlines are given: the system's, unless time is virtual.
+    fn now(&self) -> Instant {
+        Instant::now()
+    }
+
     /// Moves everything that can be moved without sleeping and appends at most `budget` events and the few that
     /// belong to them. Returns whether there is more.
     fn poll(&mut self, now: Instant, out: &mut VecDeque<Event>, budget: usize) -> bool;

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use super::{BadDescriptors, SteeringTag};
 use crate::proto;
 use crate::rdma::RdmaError;
 
@@ -27,6 +28,9 @@ pub enum Error {
         /// How that ended.
         second: Box<Error>,
     },
+    /// The peer's descriptors are not valid; nothing was posted and the connection lives.
+    #[error(transparent)]
+    BadDescriptors(#[from] BadDescriptors),
     /// The caller asked for something that cannot be.
     #[error(transparent)]
     ApiMisuse(#[from] ApiMisuse),
@@ -51,7 +55,11 @@ impl Error {
             Self::Closed(_) | Self::BothPorts { .. } => true,
             Self::Rdma(RdmaError::WrongDomain) => false,
             Self::Rdma(_) => true,
-            Self::ApiMisuse(_) | Self::Config(_) | Self::WouldBlock | Self::Os { .. } => false,
+            Self::BadDescriptors(_)
+            | Self::ApiMisuse(_)
+            | Self::Config(_)
+            | Self::WouldBlock
+            | Self::Os { .. } => false,
         }
     }
 
@@ -77,6 +85,27 @@ pub enum ApiMisuse {
         /// The limit in bytes.
         max: u64,
     },
+    /// A range that is not within the buffer.
+    #[error("the range {start}..{end} is not within a buffer of {len} bytes")]
+    RangeOutside {
+        /// Where it starts.
+        start: usize,
+        /// Where it ends.
+        end: usize,
+        /// Bytes of the buffer.
+        len: usize,
+    },
+    /// A transfer above the negotiated limit.
+    #[error("a transfer of {len} bytes is above the negotiated {max}")]
+    TransferTooLarge {
+        /// Its bytes.
+        len: u64,
+        /// The limit in bytes.
+        max: u32,
+    },
+    /// An exposure of no bytes.
+    #[error("an empty buffer cannot be exposed")]
+    EmptyExposure,
 }
 
 /// Why a message was not accepted. Nothing of it was sent.
@@ -127,7 +156,7 @@ impl From<Error> for io::Error {
             Error::Rdma(RdmaError::Timeout(_)) => Kind::TimedOut,
             Error::Rdma(RdmaError::AddressInUse(_)) => Kind::AddrInUse,
             Error::Rdma(RdmaError::Permission(_)) => Kind::PermissionDenied,
-            Error::ApiMisuse(_) | Error::Config(_) => Kind::InvalidInput,
+            Error::ApiMisuse(_) | Error::Config(_) | Error::BadDescriptors(_) => Kind::InvalidInput,
             Error::WouldBlock => Kind::WouldBlock,
             Error::Os { errno } => return Self::from_raw_os_error(*errno),
             _ => Kind::Other,
@@ -152,6 +181,9 @@ pub enum DisconnectReason {
     /// The RDMA connection failed.
     #[error(transparent)]
     Rdma(#[from] RdmaError),
+    /// The peer invalidated memory that this side has not exposed to it.
+    #[error("the peer invalidated {0:?}, which is no exposed memory of this connection")]
+    UnknownInvalidation(SteeringTag),
     /// The reactor that drove it was shut down.
     #[error("its reactor was shut down")]
     ReactorGone,

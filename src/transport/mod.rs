@@ -3,6 +3,7 @@
 //! [`Transport`] is implemented by the SMB Direct [`Channel`](crate::engine::Channel) and by the crate's own [`Tcp`](tcp::Tcp),
 //! so that a server is written once. May import `proto`, `rdma` and, for implementing the traits, `engine`.
 
+mod direct;
 mod error;
 mod ext;
 mod info;
@@ -15,6 +16,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+pub use direct::{BadDescriptors, DirectPlacement, MAX_DESCRIPTORS, Target};
 pub use error::{ApiMisuse, DisconnectReason, Error, TrySendError};
 pub use ext::{ListenerExt, TransportExt};
 pub use info::{Info, Limits, TransportKind};
@@ -78,6 +80,11 @@ pub trait Transport: Send + Sync {
 
     /// Counters since the connection was made.
     fn stats(&self) -> Stats;
+
+    /// Transfers between memories, past messages; `None` on TCP.
+    fn direct(&self) -> Option<&dyn DirectPlacement> {
+        None
+    }
 }
 
 /// Where connections come from.

@@ -13,28 +13,28 @@ use smbdirect::transport::{
 };
 
 /// Nothing takes this long, even on an emulated machine under load.
-pub const LONG: Duration = Duration::from_secs(60);
+pub(crate) const LONG: Duration = Duration::from_secs(60);
 
 /// Where the tests run.
-pub struct Bed {
+pub(crate) struct Bed {
     /// Makes a provider.
-    pub provider: fn() -> Result<Box<dyn Provider>, RdmaError>,
+    pub(crate) provider: fn() -> Result<Box<dyn Provider>, RdmaError>,
     /// The server's address.
-    pub server: IpAddr,
+    pub(crate) server: IpAddr,
     /// Divides the amount of work, for slow machines.
-    pub slow: usize,
+    pub(crate) slow: usize,
 }
 
 /// A server and a client reactor, both driven by threads.
-pub struct World {
-    pub server: Reactor,
-    pub client: Reactor,
-    pub listener: DirectListener,
-    pub address: SocketAddr,
+pub(crate) struct World {
+    pub(crate) server: Reactor,
+    pub(crate) client: Reactor,
+    pub(crate) listener: DirectListener,
+    pub(crate) address: SocketAddr,
 }
 
 impl Bed {
-    pub fn world(&self, options: ChannelOptions) -> World {
+    pub(crate) fn world(&self, options: ChannelOptions) -> World {
         let reactor = || {
             let provider = (self.provider)().expect("a provider");
             let reactor = Reactor::new(provider, ReactorOptions::default()).expect("a reactor");
@@ -42,17 +42,26 @@ impl Bed {
             reactor
         };
         let (server, client) = (reactor(), reactor());
-        let listener =
-            server.listen(&[SocketAddr::new(self.server, 0)], options).expect("a listener");
+        let listener = server
+            .listen(&[SocketAddr::new(self.server, 0)], options)
+            .expect("a listener");
         let address = listener.local_addresses()[0];
-        World { server, client, listener, address }
+        World {
+            server,
+            client,
+            listener,
+            address,
+        }
     }
 }
 
 impl World {
-    pub fn connect(&self, options: ChannelOptions) -> (Channel, Arc<dyn Transport>) {
+    pub(crate) fn connect(&self, options: ChannelOptions) -> (Channel, Arc<dyn Transport>) {
         let channel = self.client.connect(self.address, options);
-        let accepted = self.listener.accept_blocking(Some(LONG)).expect("an accepted channel");
+        let accepted = self
+            .listener
+            .accept_blocking(Some(LONG))
+            .expect("an accepted channel");
         (channel.wait().expect("a channel"), accepted)
     }
 }
@@ -66,8 +75,9 @@ impl Drop for World {
 }
 
 /// A message's bytes are a function of seed, connection and sequence number.
-pub fn payload(seed: u64, connection: u64, sequence: u64, len: usize) -> Vec<u8> {
-    let mut state = seed ^ connection.rotate_left(32) ^ sequence.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+pub(crate) fn payload(seed: u64, connection: u64, sequence: u64, len: usize) -> Vec<u8> {
+    let mut state =
+        seed ^ connection.rotate_left(32) ^ sequence.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let mut bytes = Vec::with_capacity(len + 8);
     while bytes.len() < len {
         state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -112,10 +122,22 @@ fn wait_ready(channel: &dyn Transport) -> Result<(), Error> {
 }
 
 /// Messages of many sizes, many in flight, on several connections: every byte and the order are right.
-pub fn echo_many(bed: &Bed, options: &ChannelOptions) {
+pub(crate) fn echo_many(bed: &Bed, options: &ChannelOptions) {
     const CONNECTIONS: u64 = 8;
     const IN_FLIGHT: usize = 64;
-    let sizes = [1, 23, 24, 1339, 1340, 1341, 4096, 65_536, 131_072, 173_910, 1 << 20];
+    let sizes = [
+        1,
+        23,
+        24,
+        1339,
+        1340,
+        1341,
+        4096,
+        65_536,
+        131_072,
+        173_910,
+        1 << 20,
+    ];
     let world = bed.world(options.clone());
     thread::scope(|scope| {
         for connection in 0..CONNECTIONS {
@@ -128,7 +150,7 @@ pub fn echo_many(bed: &Bed, options: &ChannelOptions) {
                     .iter()
                     .filter(|len| **len <= limit)
                     .flat_map(|len| {
-                        let count = ((8 << 20) / len / slow).clamp(8, IN_FLIGHT * 2 / slow.min(2));
+                        let count = ((2 << 20) / len / slow).clamp(3, IN_FLIGHT * 2 / slow.min(2));
                         std::iter::repeat_n(*len, count)
                     })
                     .collect();
@@ -156,7 +178,10 @@ pub fn echo_many(bed: &Bed, options: &ChannelOptions) {
                     }
                 });
                 client.close(Close::Graceful(LONG));
-                assert_eq!(client.closed_blocking(Some(LONG)), Some(DisconnectReason::Local));
+                assert_eq!(
+                    client.closed_blocking(Some(LONG)),
+                    Some(DisconnectReason::Local)
+                );
                 let stats = client.stats();
                 assert_eq!(stats.messages_sent, lens.len() as u64);
                 assert_eq!(stats.messages_received, lens.len() as u64);
@@ -168,7 +193,7 @@ pub fn echo_many(bed: &Bed, options: &ChannelOptions) {
 }
 
 /// What was accepted before a graceful close arrives, and then the peer sees the end.
-pub fn graceful_close_delivers_everything(bed: &Bed) {
+pub(crate) fn graceful_close_delivers_everything(bed: &Bed) {
     let world = bed.world(ChannelOptions::default());
     let (client, server) = world.connect(ChannelOptions::default());
     let messages: Vec<Vec<u8>> = (0..20).map(|n| payload(1, 0, n, 10_000)).collect();
@@ -181,29 +206,44 @@ pub fn graceful_close_delivers_everything(bed: &Bed) {
         Err(TrySendError::Closed(DisconnectReason::Local))
     );
     for message in &messages {
-        assert_eq!(&server.recv_blocking(Some(LONG)).unwrap().unwrap()[..], &message[..]);
+        assert_eq!(
+            &server.recv_blocking(Some(LONG)).unwrap().unwrap()[..],
+            &message[..]
+        );
     }
     assert_eq!(server.recv_blocking(Some(LONG)), Ok(None));
-    assert_eq!(server.closed_blocking(Some(LONG)), Some(DisconnectReason::Peer));
-    assert_eq!(client.closed_blocking(Some(LONG)), Some(DisconnectReason::Local));
+    assert_eq!(
+        server.closed_blocking(Some(LONG)),
+        Some(DisconnectReason::Peer)
+    );
+    assert_eq!(
+        client.closed_blocking(Some(LONG)),
+        Some(DisconnectReason::Local)
+    );
 }
 
 /// Dropping a channel sends what was accepted and closes.
-pub fn dropping_a_channel_closes_it(bed: &Bed) {
+pub(crate) fn dropping_a_channel_closes_it(bed: &Bed) {
     let world = bed.world(ChannelOptions::default());
     let (client, server) = world.connect(ChannelOptions::default());
     client.send_blocking(b"the last words", Some(LONG)).unwrap();
     drop(client);
-    assert_eq!(&server.recv_blocking(Some(LONG)).unwrap().unwrap()[..], b"the last words");
+    assert_eq!(
+        &server.recv_blocking(Some(LONG)).unwrap().unwrap()[..],
+        b"the last words"
+    );
     assert_eq!(server.recv_blocking(Some(LONG)), Ok(None));
 }
 
 /// An abort ends both sides.
-pub fn abort_ends_both_sides(bed: &Bed) {
+pub(crate) fn abort_ends_both_sides(bed: &Bed) {
     let world = bed.world(ChannelOptions::default());
     let (client, server) = world.connect(ChannelOptions::default());
     client.close(Close::Abort);
-    assert_eq!(client.closed_blocking(Some(LONG)), Some(DisconnectReason::Local));
+    assert_eq!(
+        client.closed_blocking(Some(LONG)),
+        Some(DisconnectReason::Local)
+    );
     assert!(server.closed_blocking(Some(LONG)).is_some());
     assert_eq!(
         client.recv_blocking(Some(LONG)),
@@ -212,10 +252,13 @@ pub fn abort_ends_both_sides(bed: &Bed) {
 }
 
 /// The caller's mistakes are refused before anything is sent, and the connection lives on.
-pub fn bad_messages_are_refused(bed: &Bed) {
+pub(crate) fn bad_messages_are_refused(bed: &Bed) {
     let world = bed.world(ChannelOptions::default());
     let (client, server) = world.connect(ChannelOptions::default());
-    assert_eq!(client.start_send((&[0u8; 0]).into()), Err(ApiMisuse::EmptyMessage.into()));
+    assert_eq!(
+        client.start_send((&[0u8; 0]).into()),
+        Err(ApiMisuse::EmptyMessage.into())
+    );
     let max = client.limits().max_send;
     let large = vec![0; max as usize + 1];
     assert_eq!(
@@ -228,17 +271,21 @@ pub fn bad_messages_are_refused(bed: &Bed) {
 }
 
 /// Nobody listens: the error says so.
-pub fn connecting_to_nobody_fails(bed: &Bed) {
+pub(crate) fn connecting_to_nobody_fails(bed: &Bed) {
     let world = bed.world(ChannelOptions::default());
     let nobody = SocketAddr::new(world.address.ip(), 9);
-    let error = world.client.connect(nobody, ChannelOptions::default()).wait().unwrap_err();
+    let error = world
+        .client
+        .connect(nobody, ChannelOptions::default())
+        .wait()
+        .unwrap_err();
     assert!(matches!(error, Error::Rdma(_)), "{error}");
     // The reactor is as good as new.
     let _ = world.connect(ChannelOptions::default());
 }
 
 /// Idle connections exchange probes and answers only, and live.
-pub fn idle_connections_exchange_probes_only(bed: &Bed) {
+pub(crate) fn idle_connections_exchange_probes_only(bed: &Bed) {
     let mut options = ChannelOptions::default();
     options.protocol.keepalive_interval = Duration::from_millis(300);
     let world = bed.world(options.clone());
@@ -253,14 +300,20 @@ pub fn idle_connections_exchange_probes_only(bed: &Bed) {
         - before.keepalives_answered;
     assert!(probes >= 2, "{after:?}");
     // At most one message besides them may return credits.
-    assert!(sends <= probes + 1, "{sends} sends for {probes} probes and answers");
+    assert!(
+        sends <= probes + 1,
+        "{sends} sends for {probes} probes and answers"
+    );
     assert!(after_server.sends - before_server.sends <= sends + 2);
     client.send_blocking(b"y", Some(LONG)).unwrap();
-    assert_eq!(&server.recv_blocking(Some(LONG)).unwrap().unwrap()[..], b"y");
+    assert_eq!(
+        &server.recv_blocking(Some(LONG)).unwrap().unwrap()[..],
+        b"y"
+    );
 }
 
 /// An application that takes nothing holds up its peer's messages, never the connection.
-pub fn a_slow_application_loses_nothing(bed: &Bed) {
+pub(crate) fn a_slow_application_loses_nothing(bed: &Bed) {
     let mut options = ChannelOptions::default();
     options.receive_queue_bytes = 100_000;
     options.protocol.keepalive_interval = Duration::from_millis(500);
@@ -276,13 +329,16 @@ pub fn a_slow_application_loses_nothing(bed: &Bed) {
         });
         thread::sleep(Duration::from_millis(1500));
         for message in messages {
-            assert_eq!(&server.recv_blocking(Some(LONG)).unwrap().unwrap()[..], &message[..]);
+            assert_eq!(
+                &server.recv_blocking(Some(LONG)).unwrap().unwrap()[..],
+                &message[..]
+            );
         }
     });
 }
 
 /// Borrowed pieces, owned bytes and registered buffers arrive alike.
-pub fn every_kind_of_message_arrives(bed: &Bed) {
+pub(crate) fn every_kind_of_message_arrives(bed: &Bed) {
     let world = bed.world(ChannelOptions::default());
     let (client, server) = world.connect(ChannelOptions::default());
     for len in [5usize, 1340, 5000, 100_000] {
@@ -290,7 +346,9 @@ pub fn every_kind_of_message_arrives(bed: &Bed) {
         let (head, tail) = whole.split_at(len / 3);
         let slices = [std::io::IoSlice::new(head), std::io::IoSlice::new(tail)];
         client.start_send(OutMessage::Slices(&slices)).unwrap();
-        client.start_send(OutMessage::Bytes(whole.clone().into())).unwrap();
+        client
+            .start_send(OutMessage::Bytes(whole.clone().into()))
+            .unwrap();
         let mut gather = smbdirect::transport::Gather::new();
         for part in whole.chunks(len.div_ceil(7)) {
             let mut buf = client.allocate(part.len()).wait().unwrap();
@@ -299,20 +357,27 @@ pub fn every_kind_of_message_arrives(bed: &Bed) {
         }
         client.start_send(OutMessage::Gather(gather)).unwrap();
         for _ in 0..3 {
-            assert_eq!(&server.recv_blocking(Some(LONG)).unwrap().unwrap()[..], &whole[..]);
+            assert_eq!(
+                &server.recv_blocking(Some(LONG)).unwrap().unwrap()[..],
+                &whole[..]
+            );
         }
     }
 }
 
 /// Many connections come and go; nothing is left.
-pub fn connections_come_and_go(bed: &Bed) {
+pub(crate) fn connections_come_and_go(bed: &Bed) {
     let world = bed.world(ChannelOptions::default());
     for _ in 0..3 {
-        let channels: Vec<_> =
-            (0..40 / bed.slow).map(|_| world.connect(ChannelOptions::default())).collect();
+        let channels: Vec<_> = (0..40 / bed.slow)
+            .map(|_| world.connect(ChannelOptions::default()))
+            .collect();
         for (client, server) in &channels {
             client.send_blocking(b"hello", Some(LONG)).unwrap();
-            assert_eq!(&server.recv_blocking(Some(LONG)).unwrap().unwrap()[..], b"hello");
+            assert_eq!(
+                &server.recv_blocking(Some(LONG)).unwrap().unwrap()[..],
+                b"hello"
+            );
         }
         drop(channels);
         let deadline = Instant::now() + LONG;
@@ -324,12 +389,13 @@ pub fn connections_come_and_go(bed: &Bed) {
 }
 
 /// A reactor that nobody drives works for one who waits on it.
-pub fn the_caller_may_drive(bed: &Bed) {
+pub(crate) fn the_caller_may_drive(bed: &Bed) {
     let world = bed.world(ChannelOptions::default());
     let provider = (bed.provider)().unwrap();
     let reactor = Reactor::new(provider, ReactorOptions::default()).unwrap();
-    let channel =
-        reactor.block_on(reactor.connect(world.address, ChannelOptions::default())).unwrap();
+    let channel = reactor
+        .block_on(reactor.connect(world.address, ChannelOptions::default()))
+        .unwrap();
     let server = world.listener.accept_blocking(Some(LONG)).unwrap();
     channel.start_send(b"driven".into()).unwrap();
     let deadline = Instant::now() + LONG;

@@ -335,6 +335,10 @@ impl Provider for SimProvider {
         world.conns.get_mut(&end)?.windows.close(window)
     }
 
+    fn now(&self) -> Instant {
+        self.shared.enter().now
+    }
+
     fn poll(&mut self, _now: Instant, out: &mut VecDeque<Event>, budget: usize) -> bool {
         let mut world = self.shared.enter();
         let ready = &mut world.nodes[self.node].out;
