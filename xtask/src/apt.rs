@@ -188,6 +188,14 @@ fn lists_are_fresh() -> bool {
     fresh && lists.count() > 0
 }
 
+/// A package version as part of a file name.
+pub(crate) fn file_name(version: &str) -> String {
+    version.replace(
+        |c: char| !c.is_ascii_alphanumeric() && !".-~+".contains(c),
+        "_",
+    )
+}
+
 fn installed(packages: &[&str]) -> HashSet<String> {
     // dpkg-query fails if one of them is unknown, and still tells of the others.
     let output = Command::new("dpkg-query")
@@ -212,6 +220,12 @@ fn is_root() -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn versions_become_file_names() {
+        assert_eq!(file_name("6.12.117-1~deb12u1"), "6.12.117-1~deb12u1");
+        assert_eq!(file_name("1:2/3"), "1_2_3");
+    }
 
     #[test]
     fn no_package_is_listed_twice() {

@@ -65,7 +65,7 @@ pub(crate) fn cached() -> Result<Option<PathBuf>> {
     let cache = paths::cache()?;
     let suffix = format!("-{:016x}", configuration_hash()?);
     if let Some(version) = apt::candidate(PACKAGE) {
-        let directory = cache.join(format!("kernel-{}{suffix}", file_name(&version)));
+        let directory = cache.join(format!("kernel-{}{suffix}", apt::file_name(&version)));
         return Ok(directory.join("bzImage").is_file().then_some(directory));
     }
     // Without apt's lists no version can be asked for: any kernel of this configuration will do.
@@ -100,7 +100,7 @@ fn build() -> Result<PathBuf> {
     })?;
     let name = format!(
         "kernel-{}-{:016x}",
-        file_name(&version),
+        apt::file_name(&version),
         configuration_hash()?
     );
     eprintln!(
@@ -305,14 +305,6 @@ fn configuration_hash() -> Result<u64> {
     Ok(hash.finish())
 }
 
-/// A package version as part of a file name.
-fn file_name(version: &str) -> String {
-    version.replace(
-        |c: char| !c.is_ascii_alphanumeric() && !".-~+".contains(c),
-        "_",
-    )
-}
-
 /// FNV-1a: names cache entries alike on every machine and with every compiler. Nobody attacks these names.
 struct Hash(u64);
 
@@ -346,7 +338,23 @@ impl Work {
 
 impl Drop for Work {
     fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
+        // A kernel's tree has 90,000 files: who waits for the result shall not wait for their end as well.
+        let trash = self
+            .0
+            .with_extension(format!("trash-{}", std::process::id()));
+        let path = if fs::rename(&self.0, &trash).is_ok() {
+            &trash
+        } else {
+            &self.0
+        };
+        let remove = Command::new("rm")
+            .arg("-rf")
+            .arg(path)
+            .stdin(Stdio::null())
+            .spawn();
+        if remove.is_err() {
+            let _ = fs::remove_dir_all(path);
+        }
     }
 }
 
@@ -404,11 +412,5 @@ mod tests {
             "# CONFIG_X=y\nCONFIG_A=y\nCONFIG_B=n\nCONFIG_C=y\nCONFIG_D=n\nCONFIG_E=\"e\"\n";
         let got = "CONFIG_A=y\n# CONFIG_B is not set\nCONFIG_C=m\nCONFIG_D=y\nCONFIG_E=\"e\"\n";
         assert_eq!(dropped_settings(wanted, got), ["CONFIG_C=y", "CONFIG_D=n"]);
-    }
-
-    #[test]
-    fn versions_become_file_names() {
-        assert_eq!(file_name("6.12.117-1~deb12u1"), "6.12.117-1~deb12u1");
-        assert_eq!(file_name("1:2/3"), "1_2_3");
     }
 }

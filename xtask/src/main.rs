@@ -12,6 +12,7 @@ mod guest;
 mod kernel;
 mod paths;
 mod process;
+mod samba;
 mod test;
 
 use std::process::ExitCode;
@@ -50,6 +51,12 @@ const COMMANDS: &[Command] = &[
         summary: "build the guest's kernel now, if it is not in the cache",
         help: kernel::HELP,
         run: kernel::run,
+    },
+    Command {
+        name: "samba",
+        summary: "unpack Debian's Samba for the guest, if it is not in the cache",
+        help: samba::HELP,
+        run: samba::run,
     },
     Command {
         name: "monitor",

@@ -103,6 +103,8 @@ pub(crate) struct Report {
     /// Lines of the kernel's messages that fail the run.
     pub(crate) complaints: Vec<String>,
     pub(crate) took: Duration,
+    /// Boots before the one that succeeded.
+    pub(crate) failed_boots: u32,
     pub(crate) directory: PathBuf,
 }
 
@@ -136,7 +138,11 @@ pub(crate) fn run(options: &Options, command: &str) -> Result<Report> {
     for attempt in 1.. {
         let mut guest = Guest::start(&kernel, options, "guest", &directory, command, None)?;
         if guest.wait_ready() {
-            return guest.finish();
+            let report = guest.finish()?;
+            return Ok(Report {
+                failed_boots: attempt - 1,
+                ..report
+            });
         }
         guest.kill();
         let kept = directory.join(format!("console-boot-{attempt}.log"));
@@ -262,6 +268,7 @@ impl Guest {
             ended,
             complaints: complaints(&(read("console.log") + "\n" + &read("dmesg.txt"))),
             took: self.started.elapsed(),
+            failed_boots: 0,
             directory: self.directory.clone(),
         })
     }
@@ -423,6 +430,7 @@ mod tests {
             ended,
             complaints: complaints.iter().map(|&line| line.to_owned()).collect(),
             took: Duration::ZERO,
+            failed_boots: 0,
             directory: PathBuf::new(),
         };
         assert_eq!(report(Ended::Exited(42), &[]).status(), 42);

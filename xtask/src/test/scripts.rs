@@ -7,6 +7,7 @@
 //! # devices: rxe siw      (required; `none`: without a device)
 //! # timeout: 300          (seconds, default 120)
 //! # stage: interop        (default: guest)
+//! # uses: samba           ($SAMBA is where Samba is unpacked, see `cargo xtask samba --help`)
 //! ```
 
 use std::fs;
@@ -20,7 +21,7 @@ use crate::apt::Group;
 use crate::error::{Context, Error, Result};
 use crate::guest::session::{self, Device, Ended, Options, Report};
 use crate::process::shell_line;
-use crate::{examples, paths};
+use crate::{examples, paths, samba};
 
 /// Booting, also thrice, and programs that may have to be built first.
 const OVERHEAD: Duration = Duration::from_secs(600);
@@ -32,6 +33,7 @@ struct Script {
     devices: Vec<Option<Device>>,
     timeout: Duration,
     stage: &'static str,
+    samba: bool,
 }
 
 /// One stage per kind of test and device that has scripts.
@@ -82,17 +84,24 @@ fn run(
         words.push(script.timeout.as_secs().to_string());
         words.push(utf8(&script.path)?);
     }
-    let options = Options {
+    let mut options = Options {
         device,
         timeout: job.left(),
         ..Options::default()
     };
+    if scripts.iter().any(|script| script.samba) {
+        let directory = utf8(&samba::provide()?)?;
+        options.environment.push(("SAMBA".to_owned(), directory));
+    }
     let report = session::run(&options, &shell_line(&words))?;
     judge(&report, scripts.len())
 }
 
 /// Counts the results; a script without one did not come to its turn. The kernel's messages are one test more.
 fn judge(report: &Report, scripts: usize) -> Result<Verdict> {
+    if report.failed_boots > 0 {
+        println!("boots that had to be repeated: {}", report.failed_boots);
+    }
     let path = report.directory.join("results");
     let results = fs::read_to_string(&path).unwrap_or_default();
     let passed = passed(&results);
@@ -183,6 +192,7 @@ fn parse(path: PathBuf, text: &str) -> Result<Script> {
         devices: Vec::new(),
         timeout: Duration::from_secs(120),
         stage: "guest",
+        samba: false,
     };
     for line in text.lines().map_while(|line| line.strip_prefix('#')) {
         let Some((key, value)) = line.split_once(':') else {
@@ -208,6 +218,8 @@ fn parse(path: PathBuf, text: &str) -> Result<Script> {
             }
             ("stage", "guest") => script.stage = "guest",
             ("stage", "interop") => script.stage = "interop",
+            ("uses", "samba") => script.samba = true,
+            ("uses", _) => return Err(bad("only samba can be used")),
             ("stage", _) => return Err(bad("stages are guest and interop")),
             _ => {}
         }

@@ -28,6 +28,7 @@ pub(super) fn stages() -> Result<Vec<Stage>> {
         Stage::new("demo", "rust", minutes(15), demo).visible(),
         Stage::new("captures", "interop", minutes(3), captures)
             .needs([Need::Packages(Group::Interop)]),
+        Stage::new("address sanitizer", "nightly", minutes(20), sanitizer).needs([Need::Nightly]),
     ];
     stages.extend(fuzz());
     stages.extend(deny());
@@ -114,6 +115,24 @@ fn demo(_: &Machine, job: &Job) -> Result<Verdict> {
 fn captures(_: &Machine, job: &Job) -> Result<Verdict> {
     let script = paths::root().join("tests/data/smb2-messages.sh");
     passed(job.run(Command::new("bash").arg(script).arg("--check")))
+}
+
+/// The modules that own memory, under AddressSanitizer.
+fn sanitizer(_: &Machine, job: &Job) -> Result<Verdict> {
+    let target = "x86_64-unknown-linux-gnu";
+    let directory = paths::target().join("asan");
+    let mut command = job.cargo(["+nightly", "test", "-p", "smbdirect", "--lib"]);
+    // A directory of its own: other flags must not throw away what the other stages have built.
+    command
+        .args(["--features", "testing", "--target", target, "--target-dir"])
+        .arg(directory);
+    passed(
+        job.run(
+            command
+                .args(["--", "rdma::"])
+                .env("RUSTFLAGS", "-Zsanitizer=address"),
+        ),
+    )
 }
 
 /// Every fuzz target for some seconds. There is no such stage before there are targets.
