@@ -264,12 +264,6 @@ impl CmId {
         unsafe { sys::rdma_disconnect(self.raw()) };
     }
 
-    /// Tells the connection manager that data came before the peer's last handshake message.
-    pub(super) fn notify_established(&self) {
-        // SAFETY: the id is alive. Fails where the message has arrived meanwhile, which is no matter.
-        unsafe { sys::rdma_notify(self.raw(), sys::ibv_event_type::IBV_EVENT_COMM_EST) };
-    }
-
     /// Moves it, with its events, to another channel.
     pub(super) fn migrate(&mut self, channel: &Arc<EventChannel>) -> io::Result<()> {
         if Arc::ptr_eq(&self.channel, channel) {

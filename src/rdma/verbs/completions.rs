@@ -9,8 +9,7 @@ use super::provider::Verbs;
 use super::sys;
 use crate::rdma::inflight::{Queue, WorkId};
 use crate::rdma::{
-    CompletionStatus, ConnId, Event, Fabric, LossReason, Operation, RdmaError, RdmaOperation,
-    SendRequest,
+    CompletionStatus, ConnId, Event, LossReason, Operation, RdmaError, RdmaOperation, SendRequest,
 };
 
 impl Verbs {
@@ -114,13 +113,6 @@ impl Verbs {
         let invalidated = device.and_then(|device| device.quirks.invalidated(raw.wc_flags, key));
         if let Some(key) = invalidated {
             conn.windows.invalidated_by_peer(key);
-        }
-        if conn.state == State::Accepting && !conn.notified {
-            // The peer speaks, so it has our answer; its last handshake message may be lost.
-            conn.notified = true;
-            if device.is_some_and(|device| device.capabilities.fabric != Fabric::Iwarp) {
-                conn.cm.notify_established();
-            }
         }
         out.push_back(Event::Received {
             conn: id,

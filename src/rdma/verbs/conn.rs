@@ -83,8 +83,6 @@ pub(super) struct Conn {
     pub(super) reason: Option<LossReason>,
     /// The connection manager has said that the peer left.
     pub(super) peer_left: bool,
-    /// The connection manager was told of early data.
-    pub(super) notified: bool,
     pub(super) depths: Depths,
     /// What came with the peer's connect.
     pub(super) private_data: Vec<u8>,
@@ -152,7 +150,6 @@ impl Conn {
             deadline: None,
             reason: None,
             peer_left: false,
-            notified: false,
             depths: Depths::default(),
             private_data: Vec::new(),
         }

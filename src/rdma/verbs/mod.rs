@@ -22,6 +22,8 @@ mod quirks;
 mod resources;
 mod sockaddr;
 mod sys;
+#[cfg(test)]
+mod tests;
 mod windows;
 
 pub use inventory::{DeviceInfo, device_for, devices};

@@ -5,7 +5,6 @@
 //! (libibverbs returns a positive number, some device libraries a negative one, librdmacm -1 and `errno`), and the
 //! flags are plain integers.
 
-pub(super) use rdma_sys::ibv_event_type;
 pub(super) use rdma_sys::rdma_cm_event_type as cm_event;
 pub(super) use rdma_sys::{bind_mw_t, ibv_wc_status as wc_status, ibv_wr_opcode as wr_opcode};
 pub(super) use rdma_sys::{
@@ -25,7 +24,7 @@ pub(super) use rdma_sys::{
     rdma_accept, rdma_ack_cm_event, rdma_bind_addr, rdma_connect, rdma_create_event_channel,
     rdma_create_id, rdma_create_qp, rdma_destroy_event_channel, rdma_destroy_id, rdma_disconnect,
     rdma_free_devices, rdma_get_cm_event, rdma_get_devices, rdma_listen, rdma_migrate_id,
-    rdma_notify, rdma_reject, rdma_resolve_addr, rdma_resolve_route, rdma_set_option,
+    rdma_reject, rdma_resolve_addr, rdma_resolve_route, rdma_set_option,
 };
 
 use rdma_sys::{ibv_mw_type, ibv_qp_state, ibv_qp_type, ibv_transport_type, rdma_port_space};
