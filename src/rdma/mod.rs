@@ -12,6 +12,8 @@
 //!    sim/       virtual time and faults               (feature `testing`)
 //! ```
 
+#[cfg(any(test, feature = "testing"))]
+pub mod contract;
 mod error;
 mod event;
 #[cfg(feature = "verbs")]

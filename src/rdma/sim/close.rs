@@ -208,7 +208,9 @@ impl World {
             .collect();
         for end in ends {
             self.abort(end);
+            self.flush(end);
         }
+        self.forget_reports(node);
         let node = &mut self.nodes[node];
         node.alive = false;
         node.listeners.clear();

@@ -83,12 +83,11 @@ impl Network {
         world.run(until);
     }
 
-    /// Lets time pass until `until`; nothing if that is not later than now.
+    /// Lets time pass until `until`; time never goes back, but what is to happen now happens.
     pub fn advance_to(&self, until: Instant) {
         let mut world = self.shared.enter();
-        if until > world.now {
-            world.run(until);
-        }
+        let until = until.max(world.now);
+        world.run(until);
     }
 
     /// Moves to the next thing that happens in the network, and lets it happen. `false`: nothing ever will, unless

@@ -273,6 +273,13 @@ impl World {
         self.schedule(at, Action::Report { node, event });
     }
 
+    /// Drops what is not reported yet to a provider that is gone.
+    pub(super) fn forget_reports(&mut self, gone: usize) {
+        self.schedule.retain(
+            |Reverse(s)| !matches!(&s.action, Action::Report { node, .. } if *node == gone),
+        );
+    }
+
     pub(super) fn hand_out(&mut self, node: usize, event: Event) {
         let node = &mut self.nodes[node];
         if node.alive {

@@ -1,0 +1,37 @@
+//! The promises on the providers that need no device.
+
+use super::*;
+use crate::rdma::sim::DeviceOptions;
+
+/// One test per promise.
+macro_rules! promises_on_sim {
+    ($($module:ident::$name:ident,)*) => {
+        $(
+            #[test]
+            fn $name() {
+                for device in devices() {
+                    for seed in 0..2 {
+                        $module::$name(&mut SimBed::new(seed, device.clone(), device.clone()));
+                    }
+                }
+            }
+        )*
+    };
+}
+
+with_promises!(promises_on_sim);
+
+fn devices() -> [DeviceOptions; 6] {
+    let mut slow = DeviceOptions::roce();
+    slow.quirks.established_delay = std::time::Duration::from_millis(3);
+    slow.quirks.flush_delay = std::time::Duration::from_millis(3);
+    slow.quirks.lazy_unsignalled = false;
+    [
+        DeviceOptions::roce(),
+        DeviceOptions::iwarp(),
+        DeviceOptions::rxe(),
+        DeviceOptions::siw(),
+        DeviceOptions::bnxt(),
+        slow,
+    ]
+}
