@@ -227,9 +227,11 @@ impl<'b> Ends<'b> {
 
     /// A connection to an address, not resolved yet.
     pub(super) fn resolving(&mut self, to: SocketAddr) -> ConnId {
-        let mut options = ResolveOptions::default();
-        options.local = self.bed.local().map(|ip| SocketAddr::new(ip, 0));
-        options.timeout = Duration::from_secs(20);
+        let options = ResolveOptions {
+            local: self.bed.local().map(|ip| SocketAddr::new(ip, 0)),
+            timeout: Duration::from_secs(20),
+            ..ResolveOptions::default()
+        };
         let now = self.bed.now();
         self.provider(CLIENT).resolve(to, &options, now).unwrap()
     }
@@ -325,6 +327,12 @@ impl<'b> Ends<'b> {
         self.accept(&server, &setup.server);
         self.established(&client);
         self.established(&server);
+        // RFC 5044: the accepting side of an iWARP connection sends nothing before the first message of the
+        // connecting side.
+        self.post(&client, [say(&client.slab, b"hello")]);
+        assert_eq!(self.message(&server).0, b"hello");
+        self.receives(&server, 1);
+        self.completions(&client, 1);
         Link { client, server }
     }
 
@@ -407,7 +415,7 @@ impl<'b> Ends<'b> {
         }
     }
 
-    /// Waits for the next message and posts its buffer again.
+    /// Waits for the next message; the key that it invalidated.
     pub(super) fn message(&mut self, tip: &Tip) -> (Vec<u8>, Option<u32>) {
         let id = tip.conn;
         let event = self.wait(

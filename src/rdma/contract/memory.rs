@@ -3,8 +3,8 @@
 use super::Bed;
 use super::ends::{CLIENT, Ends, Link, Setup, Tip, at, filled, pattern, say, slab};
 use crate::rdma::{
-    CompletionStatus, Exposure, IoBuf, IoPin, LossReason, Operation, Pieces, RemoteAccess,
-    RemoteAddress, Window,
+    CompletionStatus, IoBuf, IoPin, LossReason, Operation, Pieces, RemoteAccess, RemoteAddress,
+    Window,
 };
 
 const PAGE: usize = 4096;
@@ -470,7 +470,7 @@ pub(super) fn a_revoked_key_is_refused(bed: &mut dyn Bed) {
             ends.post(&server, [bye]);
             assert_eq!(ends.message(&client).1, Some(it.window.key));
             ends.completions(&server, 1);
-        } else if ours.exposure == Exposure::Window {
+        } else if it.window.needs_bind {
             let window = it.window.id;
             ends.post(&client, [Operation::Invalidate { window }]);
             ends.completions(&client, 1);

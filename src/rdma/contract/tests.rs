@@ -35,3 +35,39 @@ fn devices() -> [DeviceOptions; 6] {
         slow,
     ]
 }
+
+#[cfg(feature = "iwarp")]
+mod on_iwarp {
+    use std::net::{IpAddr, Ipv4Addr};
+    use std::time::Duration;
+
+    use super::super::*;
+    use crate::rdma::Provider;
+    use crate::rdma::iwarp::{IwarpConfig, IwarpProvider};
+
+    macro_rules! promises_on_iwarp {
+        ($($module:ident::$name:ident,)*) => {
+            $(
+                #[test]
+                fn $name() {
+                    $module::$name(&mut bed());
+                }
+            )*
+        };
+    }
+
+    with_promises!(promises_on_iwarp);
+
+    fn bed() -> RealBed {
+        let provider = || -> Box<dyn Provider> {
+            Box::new(IwarpProvider::new(IwarpConfig::default()).unwrap())
+        };
+        let address = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        RealBed::new(
+            [provider(), provider(), provider()],
+            None,
+            address,
+            Duration::from_secs(20),
+        )
+    }
+}
