@@ -156,7 +156,7 @@ impl Credits {
             return false;
         }
         self.granted -= 1;
-        if self.granted <= self.low_water() {
+        if self.granted <= low_water(self.target()) {
             self.grow(now);
         }
         true
@@ -191,14 +191,17 @@ impl Credits {
 
     /// Whether a message should be sent for no other reason than to grant.
     ///
-    /// The peer must end well above its low water, by the one message that our grant costs and one
-    /// more, else it would answer the grant with a grant, and so on for ever. So this waits for
-    /// receives that are wanted and not posted yet.
+    /// The peer must end above its low water by more than the one message that our grant costs,
+    /// else it would answer the grant with a grant, and so on for ever. A single credit is
+    /// therefore not worth a message while more receives may still be posted. When the driver
+    /// cannot post all that is wanted, what there is counts as the target.
     pub(crate) fn grant_is_due(&self) -> bool {
         let goal = self.goal();
+        let attainable = self.posted.min(goal);
         self.stall.is_none()
-            && self.granted <= self.low_water()
-            && self.posted.min(goal) >= goal.min(self.low_water() + 2)
+            && attainable > self.granted
+            && self.granted <= low_water(attainable)
+            && (attainable > 1 || goal == 1)
     }
 
     /// The grant of the negotiate response; it costs no credit.
@@ -243,14 +246,6 @@ impl Credits {
         )
     }
 
-    /// A peer with this many credits or fewer is running dry.
-    fn low_water(&self) -> u32 {
-        match self.target() {
-            1 | 2 => 0,
-            target => (target / 4).max(1),
-        }
-    }
-
     fn grantable(&self) -> u16 {
         let up_to = self.posted.min(self.target());
         u16::try_from(up_to.saturating_sub(self.granted)).unwrap_or(u16::MAX)
@@ -277,22 +272,26 @@ impl Credits {
     fn stalled_grant(&mut self, purpose: Purpose) -> Option<u16> {
         let stall = self.stall.as_mut()?;
         let available = self.posted.saturating_sub(self.granted);
-        let needs_reserve = stall.recycled == 0
-            && match purpose {
-                Purpose::Ordinary => false,
+        if stall.recycled == 0 {
+            let needed = match purpose {
+                // Nobody could send any more, and the application may wait for just that before it
+                // takes messages again. But half of the reserve is for keepalives.
+                Purpose::Ordinary => {
+                    self.send == 1 && self.granted == 0 && stall.reserve > STALL_RESERVE / 2
+                }
                 Purpose::Answer => self.send == 1,
                 // The peer must be able to answer, also one that keeps its last credit.
                 Purpose::Probe => self.granted < 2,
             };
-        if needs_reserve {
+            if !needed {
+                return Some(0);
+            }
             if stall.reserve == 0 {
                 return None;
             }
-            if available == 0 {
-                return Some(0);
-            }
-            stall.reserve -= 1;
-            return Some(1);
+            let grant = available.min(1);
+            stall.reserve -= grant;
+            return Some(grant as u16);
         }
         let grant = stall.recycled.min(available).min(u32::from(u16::MAX));
         stall.recycled -= grant;
@@ -316,5 +315,13 @@ impl Credits {
         if self.profile == CreditProfile::Adaptive && fast && limited {
             self.level = self.level.saturating_mul(2);
         }
+    }
+}
+
+/// A peer that is left with this many of `target` credits, or fewer, is running dry.
+fn low_water(target: u32) -> u32 {
+    match target {
+        0..=2 => 0,
+        target => (target / 4).max(1),
     }
 }

@@ -452,3 +452,23 @@ fn counters_count() {
     pair.settle();
     assert!(pair.ends[0].connection.stats().credit_stalls > 0);
 }
+
+#[test]
+fn a_driver_that_cannot_post_all_it_should_is_slow_but_works() {
+    for most in [2, 3, 4, 9, 33] {
+        for credits in [2, 3, 10, 255] {
+            let mut pair = Pair::new(&config(credits), &config(credits));
+            for end in &mut pair.ends {
+                end.most_posted = most;
+            }
+            pair.settle();
+            for from in 0..2 {
+                pair.ends[from].send(&pattern(from as u64, 100_000));
+            }
+            pair.settle();
+            for end in &pair.ends {
+                assert_eq!(end.received.len(), 1, "{most} of {credits}");
+            }
+        }
+    }
+}

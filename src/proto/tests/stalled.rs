@@ -100,3 +100,22 @@ fn a_peer_that_flags_everything_gains_no_memory() {
         assert!(taken <= 11 + STALL_RESERVE);
     }
 }
+
+#[test]
+fn a_stalled_application_that_waits_for_its_sends_is_not_stuck() {
+    // A server that takes no request before its responses have left, and a client that floods it.
+    for credits in [2, 3, 10] {
+        let mut pair = Pair::connected(&config(credits), &config(credits));
+        pair.ends[1].connection.set_application_ready(false);
+        for index in 0..100 {
+            pair.ends[0].send(&pattern(index, 1000));
+        }
+        pair.settle();
+        for index in 0..5 {
+            pair.ends[1].send(&pattern(index, 1000));
+        }
+        pair.settle();
+        assert_eq!(pair.ends[0].received.len(), 5, "{credits} credits");
+        assert!(pair.ends[1].received.len() < 100);
+    }
+}

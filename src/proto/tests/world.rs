@@ -20,6 +20,8 @@ pub(super) struct End {
     pub(super) connection: Connection,
     /// Receives posted and not consumed, as the device sees them.
     pub(super) posted: usize,
+    /// The most receives that the driver can post.
+    pub(super) most_posted: usize,
     /// Free send-queue slots for each look at the outputs.
     pub(super) slots: usize,
     outgoing: VecDeque<(MessageId, Vec<u8>)>,
@@ -40,6 +42,7 @@ impl End {
         let mut end = Self {
             connection: Connection::new(role, config, now).unwrap(),
             posted: 0,
+            most_posted: usize::MAX,
             slots: 64,
             outgoing: VecDeque::new(),
             partial: Vec::new(),
@@ -65,12 +68,16 @@ impl End {
         self.outgoing.push_back((id, data.to_vec()));
     }
 
-    pub(super) fn post(&mut self) {
-        let wanted = self.connection.receives_wanted();
-        self.posted += wanted;
-        self.connection.handle_receives_posted(wanted);
-        let most = usize::from(u16::MAX) + 1;
-        assert!(self.posted <= most);
+    /// Posts what is wanted, as far as it can; says whether it posted anything.
+    pub(super) fn post(&mut self) -> bool {
+        let count = self
+            .connection
+            .receives_wanted()
+            .min(self.most_posted - self.posted);
+        self.posted += count;
+        self.connection.handle_receives_posted(count);
+        assert!(self.posted <= usize::from(u16::MAX) + 1);
+        count > 0
     }
 
     /// Drains all outputs in the documented order.
@@ -78,7 +85,7 @@ impl End {
         let mut packets = Vec::new();
         let mut slots = self.slots;
         loop {
-            self.post();
+            let posted = self.post();
             let before = packets.len();
             while slots > 0
                 && let Some(packet) = self.transmit(now, slots)
@@ -87,7 +94,7 @@ impl End {
                 packets.push(packet);
             }
             self.events();
-            if packets.len() == before && self.connection.receives_wanted() == 0 {
+            if packets.len() == before && !posted {
                 break;
             }
         }
