@@ -178,8 +178,9 @@ pub trait Provider: Send {
     ) -> Result<(), PostError>;
 
     /// Prepares the exposure of memory to the peer: keeps the memory and decides key and address. Where
-    /// [`Window::needs_bind`] is set, the peer's access begins when an [`Operation::Bind`] of it has been executed
-    /// in queue order; else at once. `registration` is given exactly where the device's [`Exposure`](super::Exposure)
+    /// [`Window::needs_bind`] is set, the peer's access begins when an
+    /// [`Operation::Bind`](super::Operation::Bind) of it has been executed in queue order; else at once.
+    /// `registration` is given exactly where the device's [`Exposure`](super::Exposure)
     /// is by registration.
     ///
     /// # Errors
@@ -193,8 +194,8 @@ pub trait Provider: Send {
     ) -> Result<Window, RdmaError>;
 
     /// Ends an exposure that was never bound, was invalidated (by the peer or by a completed
-    /// [`Operation::Invalidate`]), or needs no bind, and gives the memory back. `None` for a window that is gone
-    /// or is still bound: only its connection's end can free it then.
+    /// [`Operation::Invalidate`](super::Operation::Invalidate)), or needs no bind, and gives the
+    /// memory back. `None` for a window that is gone or is still bound: only its connection's end can free it then.
     fn close_window(&mut self, conn: ConnId, window: WindowId) -> Option<IoPin>;
 
     /// The time, in which deadlines are given: the system's, unless time is virtual.

@@ -1,4 +1,5 @@
-# For scripts of a pair, in the guests and on the host: signals between them, by files that all three see.
+# For scripts of a pair, in the guests and on the host: signals between them, by files that all
+# three see.
 flag() { # name
     touch "$SHARED/flag-$1"
 }

@@ -1,6 +1,6 @@
 #!/bin/busybox sh
-# First process of the guest, from the initial RAM disk. It puts the host's root file system (9p, read only)
-# under an overlay that lives in memory, and hands over to session.sh of the repository.
+# First process of the guest, from the initial RAM disk. It puts the host's root file system (9p,
+# read only) under an overlay that lives in memory, and hands over to session.sh of the repository.
 /bin/busybox mkdir -p /proc /sys /dev /host /layers /root /out
 /bin/busybox --install -s /bin
 export PATH=/bin
@@ -10,11 +10,13 @@ fail() {
     poweroff -f
 }
 share() { # tag, mount point, further options
-    mount -t 9p -o "trans=virtio,version=9p2000.L,msize=512000,$3" "$1" "$2" || fail "9p share $1: no mount"
+    mount -t 9p -o "trans=virtio,version=9p2000.L,msize=512000,$3" "$1" "$2" ||
+        fail "9p share $1: no mount"
 }
 overlay() { # name, lower directory, mount point
-    mkdir -p "/layers/$1/upper" "/layers/$1/work" "$3"
-    mount -t overlay -o "lowerdir=$2,upperdir=/layers/$1/upper,workdir=/layers/$1/work" overlay "$3" ||
+    upper=/layers/$1/upper work=/layers/$1/work
+    mkdir -p "$upper" "$work" "$3"
+    mount -t overlay -o "lowerdir=$2,upperdir=$upper,workdir=$work" overlay "$3" ||
         fail "overlay on $2: no mount"
 }
 

@@ -1,6 +1,7 @@
 #!/bin/bash
-# run-tests.sh [SECONDS SCRIPT]...: runs test scripts one after the other in the guest, each in a session of its own.
-# Leaves a line per script in /out/results: name, exit status, seconds. Status 1 if one of them failed.
+# run-tests.sh [SECONDS SCRIPT]...: runs test scripts one after the other in the guest, each in a
+# session of its own. Leaves a line per script in /out/results: name, exit status, seconds. Status 1
+# if one of them failed.
 failed=0
 : >/out/results
 while [ $# -ge 2 ]; do

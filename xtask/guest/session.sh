@@ -1,9 +1,12 @@
 #!/bin/bash
-# Process 1 of the guest after init.sh: sets up the devices, runs the command, leaves its status in /out.
+# Process 1 of the guest after init.sh: sets up the devices, runs the command, leaves its status in
+# /out.
 #
-# /out/status is the command's exit status; without it the guest has died. The command's output goes through a pipe
-# (so that /dev/stdout can be opened again) to a virtio port, apart from the kernel's messages on the serial line.
-export PATH=/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin HOME=/root TERM=dumb LC_ALL=C.UTF-8
+# /out/status is the command's exit status; without it the guest has died. The command's output goes
+# through a pipe (so that /dev/stdout can be opened again) to a virtio port, apart from the kernel's
+# messages on the serial line.
+export PATH=/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin
+export HOME=/root TERM=dumb LC_ALL=C.UTF-8
 . /out/environment
 ulimit -l unlimited
 hostname "$GUEST"

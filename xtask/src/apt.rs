@@ -1,4 +1,5 @@
-//! Debian packages: the one list of what the commands need besides Rust, and how it is looked for and installed.
+//! Debian packages: the one list of what the commands need besides Rust, and how it is looked for
+//! and installed.
 
 use std::collections::HashSet;
 use std::fs;
@@ -143,7 +144,8 @@ pub(crate) fn candidate(package: &str) -> Option<String> {
     Some(line.trim().to_owned()).filter(|version| version != "(none)")
 }
 
-/// Downloads `package` at `version` into `directory` without installing it, and gives the file's path.
+/// Downloads `package` at `version` into `directory` without installing it, and gives the file's
+/// path.
 pub(crate) fn download(
     package: &str,
     version: &str,
@@ -182,7 +184,8 @@ fn lists_are_fresh() -> bool {
     let lists = entries
         .flatten()
         .filter(|entry| entry.file_name().to_string_lossy().contains("Packages"));
-    // A list keeps the time of its making at the archive; that of its directory is that of the last update.
+    // A list keeps the time of its making at the archive; that of its directory is that of the last
+    // update.
     let age = fs::metadata("/var/lib/apt/lists/partial").and_then(|metadata| metadata.modified());
     let fresh = age.is_ok_and(|time| time.elapsed().is_ok_and(|age| age.as_secs() < 86_400));
     fresh && lists.count() > 0

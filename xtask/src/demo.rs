@@ -1,4 +1,5 @@
-//! `cargo xtask demo`: an echo server and an echo client, two processes that talk SMB Direct over loopback.
+//! `cargo xtask demo`: an echo server and an echo client, two processes that talk SMB Direct over
+//! loopback.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,10 +15,11 @@ use crate::process::{self, End, shell_line};
 pub(crate) const HELP: &str = "
 Usage: cargo xtask demo
 
-Builds the examples echo_server and echo_client (with the feature `verbs` where cmake and libclang are there), starts
-them as two processes on this machine, and has them talk SMB Direct over the software iWARP on loopback: no RDMA
-device, no root. Prints what was negotiated and measured, and whether both ends counted the same. Status 0 if every
-byte came back right. Takes a minute for the build, then some seconds.";
+Builds the examples echo_server and echo_client (with the feature `verbs` where cmake and libclang
+are there), starts them as two processes on this machine, and has them talk SMB Direct over the
+software iWARP on loopback: no RDMA device, no root. Prints what was negotiated and measured, and
+whether both ends counted the same. Status 0 if every byte came back right. Takes a minute for the
+build, then some seconds.";
 
 /// More than a run takes on a busy machine.
 const LIMIT: Duration = Duration::from_secs(180);

@@ -1,7 +1,7 @@
 //! The project's own commands: `cargo xtask demo`, `cargo xtask test`, `cargo xtask guest`.
 //!
-//! Needs nothing but Rust: what a command needs besides (QEMU, a C compiler, ...) is looked for when it runs, and its
-//! absence is said with the remedy.
+//! Needs nothing but Rust: what a command needs besides (QEMU, a C compiler, ...) is looked for
+//! when it runs, and its absence is said with the remedy.
 
 mod apt;
 mod cli;

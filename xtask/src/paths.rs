@@ -42,7 +42,8 @@ pub(crate) fn cache() -> Result<PathBuf> {
     Ok(cache)
 }
 
-/// A program's path by `PATH`, with the directories of system programs that a user's `PATH` may lack.
+/// A program's path by `PATH`, with the directories of system programs that a user's `PATH` may
+/// lack.
 pub(crate) fn program(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path)

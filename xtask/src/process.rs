@@ -55,7 +55,8 @@ pub(crate) fn output(command: &mut Command) -> Option<String> {
         .then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-/// Copies what comes out of a pipe to a log and, if `echo` is set, to this program's standard output as it comes.
+/// Copies what comes out of a pipe to a log and, if `echo` is set, to this program's standard
+/// output as it comes.
 pub(crate) fn tee(mut pipe: impl Read + Send + 'static, log: fs::File, echo: bool) -> Tee {
     Tee(thread::spawn(move || copy(&mut pipe, log, echo)))
 }
@@ -134,7 +135,8 @@ fn parents() -> HashMap<u32, u32> {
         .collect()
 }
 
-/// The parent in a line of `/proc/PID/stat`: the second field after the name, which may itself hold blanks and brackets.
+/// The parent in a line of `/proc/PID/stat`: the second field after the name, which may itself hold
+/// blanks and brackets.
 fn parent(stat: &str) -> Option<u32> {
     stat.rsplit_once(')')?
         .1

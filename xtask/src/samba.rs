@@ -1,7 +1,8 @@
-//! Samba for the guest, without installing it: Debian's `samba` and `ksmbd-tools` exclude each other.
+//! Samba for the guest, without installing it: Debian's `samba` and `ksmbd-tools` exclude each
+//! other.
 //!
-//! The packages are unpacked into the user's cache directory. In the guest, a script lays them over the root:
-//! `mount -t overlay -o lowerdir=$SAMBA/usr:/usr overlay /usr`.
+//! The packages are unpacked into the user's cache directory. In the guest, a script lays them over
+//! the root: `mount -t overlay -o lowerdir=$SAMBA/usr:/usr overlay /usr`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,9 +15,9 @@ use crate::{apt, paths, process};
 pub(crate) const HELP: &str = "
 Usage: cargo xtask samba
 
-Downloads Debian's package samba and what it needs (12 MB) and unpacks them into the user's cache directory, unless
-they are there, and prints where. Nothing is installed. Tests in the guest whose header says `# uses: samba` find that
-directory in $SAMBA.";
+Downloads Debian's package samba and what it needs (12 MB) and unpacks them into the user's cache
+directory, unless they are there, and prints where. Nothing is installed. Tests in the guest whose
+header says `# uses: samba` find that directory in $SAMBA.";
 
 const PACKAGE: &str = "samba";
 
@@ -76,8 +77,8 @@ fn unpack(work: &Path) -> Result<PathBuf> {
     Ok(root)
 }
 
-/// Packages and versions in lines like `Inst samba (2:4.17 Debian:12 [amd64])`, also where an older one is replaced:
-/// `Inst samba [2:4.16] (2:4.17 ...)`.
+/// Packages and versions in lines like `Inst samba (2:4.17 Debian:12 [amd64])`, also where an older
+/// one is replaced: `Inst samba [2:4.16] (2:4.17 ...)`.
 fn additions(plan: &str) -> Vec<(&str, &str)> {
     let additions = plan.lines().filter_map(|line| {
         let rest = line.strip_prefix("Inst ")?;

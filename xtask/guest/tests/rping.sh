@@ -2,7 +2,8 @@
 # timeout: 90
 # stage: interop
 #
-# The bed itself: the kernel's RDMA devices talk to each other over the wire, IPv4 and IPv6, and the bytes cross it.
+# The bed itself: the kernel's RDMA devices talk to each other over the wire, IPv4 and IPv6, and the
+# bytes cross it.
 set -e
 sent() { cat /sys/class/net/v0/statistics/tx_bytes; }
 for address in "$REMOTE" "$REMOTE6"; do
@@ -11,7 +12,8 @@ for address in "$REMOTE" "$REMOTE6"; do
     server=$!
     sleep 1
     timeout 30 rping -c -a "$address" -C 20 -S 4096
-    # The server side waits for the next request when the client has gone, and says so with its status.
+    # The server side waits for the next request when the client has gone, and says so with its
+    # status.
     wait $server || true
     crossed=$(($(sent) - before))
     echo "$DEVICE $address: $crossed bytes over v0"

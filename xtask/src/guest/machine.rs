@@ -34,9 +34,10 @@ pub(crate) struct Link {
 
 const QEMU: &str = "qemu-system-x86_64";
 
-/// `isa-debug-exit` because it ends QEMU at once. loglevel=5: warnings belong on the console, in case that nobody lives
-/// to save dmesg. Software emulation is asked for by name: nested virtualisation may be there and broken.
-/// The output goes to a `file` (our pipe): `stdio` would hang up as soon as QEMU's empty standard input ends.
+/// `isa-debug-exit` because it ends QEMU at once. loglevel=5: warnings belong on the console, in
+/// case that nobody lives to save dmesg. Software emulation is asked for by name: nested
+/// virtualisation may be there and broken. The output goes to a `file` (our pipe): `stdio` would
+/// hang up as soon as QEMU's empty standard input ends.
 pub(crate) fn command(machine: &Machine<'_>) -> Result<Command> {
     let qemu = paths::program(QEMU).ok_or_else(|| {
         let line = apt::install_line(&["qemu-system-x86"]);

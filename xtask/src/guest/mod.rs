@@ -22,32 +22,40 @@ pub(crate) const HELP: &str = "
 Usage: cargo xtask guest [OPTIONS] -- COMMAND...
        cargo xtask guest --pair [OPTIONS] [--host SCRIPT] -- COMMAND_A COMMAND_B
 
-Runs COMMAND in a Linux guest (QEMU, software emulation, no root needed) and leaves with its exit status. A single
-COMMAND word is a line for bash. The guest sees the host's root file system: read it, and write on it without effect
-outside. /tmp and /run are fresh. The working directory is the caller's. The kernel is built on first use (see
-`cargo xtask kernel --help`).
+Runs COMMAND in a Linux guest (QEMU, software emulation, no root needed) and leaves with its exit
+status. A single COMMAND word is a line for bash. The guest sees the host's root file system: read
+it, and write on it without effect outside. /tmp and /run are fresh. The working directory is the
+caller's. The kernel is built on first use (see `cargo xtask kernel --help`).
 
 Options
-  --device rxe|siw    soft-RoCE or soft-iWARP devices: rxe0 and rxe1 (siw0 and siw1) on the two ends of a cable, with
-                      the addresses $LOCAL (10.0.1.1, fd00:1::1) and $REMOTE (10.0.1.2, fd00:1::2). Traffic between
-                      them really crosses the cable: v0 <-> v1, for tcpdump, tc netem, ip -s link
+  --device rxe|siw    soft-RoCE or soft-iWARP devices: rxe0 and rxe1 (siw0 and siw1) on the two ends
+                      of a cable, with the addresses $LOCAL (10.0.1.1, fd00:1::1) and $REMOTE
+                      (10.0.1.2, fd00:1::2). Traffic between them really crosses the cable,
+                      v0 <-> v1: for tcpdump, tc netem, ip -s link
   --timeout SECONDS   for the whole run, default 300
   --memory MIB        default 2048 (each guest of a pair: 1024)
   --cpus N            default 2 (each guest of a pair: 1)
   --env NAME=VALUE    sets a variable for COMMAND; may be repeated
-  --pair              two guests with one device each on a link between them (eth0). A is 10.0.1.1, B is 10.0.1.2
-  --host SCRIPT       with --pair: bash commands run on the host meanwhile, with `link a|b on|off`, `kill_guest a|b`,
-                      and `flag NAME`, `wait_flag NAME [SECONDS]`
+  --pair              two guests with one device each on a link between them (eth0): A is 10.0.1.1,
+                      B is 10.0.1.2
+  --host SCRIPT       with --pair: bash commands run on the host meanwhile, with `link a|b on|off`,
+                      `kill_guest a|b`, `flag NAME`, `wait_flag NAME [SECONDS]`
 
 Environment of COMMAND
-  SMBDIRECT_GUEST=1, GUEST (guest, a or b), DEVICE (rxe or siw), LOCAL, LOCAL6, LOCAL_DEVICE, LOCAL_LINK, and the
-  same with REMOTE; PORT (445 on rxe, 5445 on siw), REPO, TARGET (cargo's build directory), BIN (programs that
-  `cargo xtask test` builds for the guest, on PATH), OUT (a directory whose files stay on the host),
-  SHARED (with --pair: a directory that both guests and the host see)
+  SMBDIRECT_GUEST     1
+  GUEST               guest; in a pair a or b
+  DEVICE, PORT        rxe and 445, or siw and 5445
+  LOCAL, LOCAL6, LOCAL_DEVICE, LOCAL_LINK, and the same with REMOTE
+                      address, IPv6 address, RDMA device, network interface
+  REPO, TARGET, BIN   the repository; cargo's build directory; the programs that `cargo xtask test`
+                      builds for the guest (on PATH)
+  OUT                 a directory whose files stay on the host
+  SHARED              in a pair: a directory that both guests and the host see
 
 Status
-  COMMAND's own; 124 if the time was over, 125 if the guest died, 126 if the kernel warned or oopsed although COMMAND
-  succeeded. Console, kernel messages and output are kept below target/guest/ (the newest 20 runs).";
+  COMMAND's own; 124 if the time was over, 125 if the guest died, 126 if the kernel warned or oopsed
+  although COMMAND succeeded. Console, kernel messages and output are kept below target/guest/ (the
+  newest 20 runs).";
 
 /// The command line, parsed.
 struct Request {

@@ -11,8 +11,8 @@ use crate::error::{Context, Error, Result};
 pub(crate) const HELP: &str = "
 Usage: cargo xtask monitor SOCKET COMMAND...
 
-Sends COMMAND, for example `set_link n0 off`, to a guest's monitor and prints the answer. The host script of
-`cargo xtask guest --pair` finds the sockets in $MONITOR_A and $MONITOR_B.";
+Sends COMMAND, for example `set_link n0 off`, to a guest's monitor and prints the answer. The host
+script of `cargo xtask guest --pair` finds the sockets in $MONITOR_A and $MONITOR_B.";
 
 const PROMPT: &[u8] = b"(qemu) ";
 

@@ -14,8 +14,8 @@ use crate::kernel::{self, Kernel};
 use crate::paths;
 use crate::process::{self, Tee, quote};
 
-/// A guest that has not said it is ready by then has met the emulator's boot failure. Boots take 2 to 10 seconds on
-/// an idle host.
+/// A guest that has not said it is ready by then has met the emulator's boot failure. Boots take 2
+/// to 10 seconds on an idle host.
 const BOOT_LIMIT: Duration = Duration::from_secs(90);
 const BOOT_ATTEMPTS: u32 = 3;
 /// Runs whose directories are kept.

@@ -20,12 +20,13 @@ use stage::{Job, Machine, Stage, Verdict};
 pub(crate) const HELP: &str = "
 Usage: cargo xtask test [--all] [--list] [STAGE...]
 
-Runs every stage, or those named (a group's name stands for all of its stages; --list shows both). As root on Debian
-it first installs the packages that are missing; else it runs what the machine has the tools for, prints the line for
-apt, and ends with `passed; not run: ...`. With --all, or CI set in the environment, a stage that cannot run is a
-failure. Each stage has a time limit; its output is kept below target/xtask/.
+Runs every stage, or those named (a group's name stands for all of its stages; --list shows both).
+As root on Debian it first installs the packages that are missing; else it runs what the machine has
+the tools for, prints the line for apt, and ends with `passed; not run: ...`. With --all, or CI set
+in the environment, a stage that cannot run is a failure. Each stage has a time limit; its output is
+kept below target/xtask/.
 
-Takes about 30 minutes on two cores the first time, of which 6 to 12 build the guest's kernel; then 10.";
+Takes about 30 minutes on two cores the first time, part of it for the guest's kernel; then 10.";
 
 pub(crate) fn run(mut arguments: Arguments) -> Result<Outcome> {
     let mut strict = env::var_os("CI").is_some_and(|value| !value.is_empty() && value != "false");
@@ -188,8 +189,8 @@ impl Summary {
             println!("  {cost}");
         }
         println!(
-            "  The installation takes a minute or two; the guest's kernel is then built once: 6 to 12 minutes, \
-             153 MB of download, 2.2 GB of disk meanwhile."
+            "  The installation takes a minute or two; the guest's kernel is then built once: 6 to \
+             12 minutes, 153 MB of download, 2.2 GB of disk meanwhile."
         );
     }
 }

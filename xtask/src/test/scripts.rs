@@ -1,7 +1,8 @@
 //! Tests inside the guest: `xtask/guest/tests/*.sh`.
 //!
-//! A script is run by bash, with the environment that `cargo xtask guest --help` lists, once per device named in its
-//! header, several scripts per boot. It passes with status 0. Its header is made of comments at its beginning:
+//! A script is run by bash, with the environment that `cargo xtask guest --help` lists, once per
+//! device named in its header, several scripts per boot. It passes with status 0. Its header is
+//! made of comments at its beginning:
 //!
 //! ```text
 //! # devices: rxe siw      (required; `none`: without a device)
@@ -97,7 +98,8 @@ fn run(
     judge(&report, scripts.len())
 }
 
-/// Counts the results; a script without one did not come to its turn. The kernel's messages are one test more.
+/// Counts the results; a script without one did not come to its turn. The kernel's messages are one
+/// test more.
 fn judge(report: &Report, scripts: usize) -> Result<Verdict> {
     if report.failed_boots > 0 {
         println!("boots that had to be repeated: {}", report.failed_boots);
@@ -154,8 +156,9 @@ fn link(program: &Path, name: &Path) -> Result<()> {
     symlink(program, name).context(name.display())
 }
 
-/// The test programs out of cargo's lines `Executable unittests src/lib.rs (target/debug/deps/smbdirect-0123)`, each with
-/// its plain name: `unit-tests`, or that of its file below `tests/`.
+/// The test programs out of cargo's lines `Executable unittests src/lib.rs
+/// (target/debug/deps/smbdirect-0123)`, each with its plain name: `unit-tests`, or that of its file
+/// below `tests/`.
 fn test_programs(text: &str) -> Vec<(String, String)> {
     let programs = text.lines().filter_map(|line| {
         let rest = line.trim().strip_prefix("Executable ")?;
@@ -242,7 +245,8 @@ mod tests {
 
     #[test]
     fn headers_are_understood() {
-        let text = "#!/bin/bash\n# devices: rxe none\n# Says: nothing\n# timeout: 30\n# stage: interop\n\n# devices: siw\n";
+        let text = "#!/bin/bash\n# devices: rxe none\n# Says: nothing\n# timeout: 30\n\
+            # stage: interop\n\n# devices: siw\n";
         let script = parse(PathBuf::from("a.sh"), text).unwrap();
         assert_eq!(script.devices, [Some(Device::Rxe), None]);
         assert_eq!(script.timeout, Duration::from_secs(30));

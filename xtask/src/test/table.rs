@@ -1,5 +1,5 @@
-//! The stages, in the order in which they run. A new check is one more entry here; a test inside the guest is one more
-//! script (see [`super::scripts`]) and needs nothing here.
+//! The stages, in the order in which they run. A new check is one more entry here; a test inside
+//! the guest is one more script (see [`super::scripts`]) and needs nothing here.
 
 use std::process::Command;
 use std::time::Duration;
