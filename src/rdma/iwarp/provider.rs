@@ -566,6 +566,10 @@ impl Provider for IwarpProvider {
             self.work_on(token, now);
             left -= self.drain_events(out, left);
         }
+        self.pending()
+    }
+
+    fn pending(&self) -> bool {
         !self.work.is_empty() || !self.shared.events.is_empty()
     }
 
@@ -575,7 +579,7 @@ impl Provider for IwarpProvider {
 
     fn arm(&mut self) -> Result<Armed, RdmaError> {
         // Edges that epoll has not reported yet make its descriptor readable.
-        if self.work.is_empty() && self.shared.events.is_empty() {
+        if !self.pending() {
             Ok(Armed::Sleep)
         } else {
             Ok(Armed::Ready)
