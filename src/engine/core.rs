@@ -704,7 +704,8 @@ impl Entry {
         let Some(reactor) = cx.reactor.upgrade() else {
             return self.conn.fail(DisconnectReason::ReactorGone, cx);
         };
-        let peer = self.peer.clone().or_else(|| cx.provider.peer(self.conn.id));
+        // The local end is known only now where the provider chose it while connecting.
+        let peer = cx.provider.peer(self.conn.id).or_else(|| self.peer.clone());
         let Some(peer) = peer else {
             return self.conn.fail(RdmaError::Closed.into(), cx);
         };
