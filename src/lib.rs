@@ -9,3 +9,8 @@ pub mod transport;
 
 #[cfg(test)]
 mod replay;
+
+// The README's programs are compiled with the documentation's.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
