@@ -123,7 +123,6 @@ fn wait_ready(channel: &dyn Transport) -> Result<(), Error> {
 
 /// Messages of many sizes, many in flight, on several connections: every byte and the order are right.
 pub(crate) fn echo_many(bed: &Bed, options: &ChannelOptions) {
-    const CONNECTIONS: u64 = 8;
     const IN_FLIGHT: usize = 64;
     let sizes = [
         1,
@@ -140,7 +139,7 @@ pub(crate) fn echo_many(bed: &Bed, options: &ChannelOptions) {
     ];
     let world = bed.world(options.clone());
     thread::scope(|scope| {
-        for connection in 0..CONNECTIONS {
+        for connection in 0..8 / (bed.slow as u64).min(2) {
             let (client, server) = world.connect(options.clone());
             let echoed = scope.spawn(move || echo(&*server).expect("an orderly end"));
             let slow = bed.slow;
@@ -150,7 +149,7 @@ pub(crate) fn echo_many(bed: &Bed, options: &ChannelOptions) {
                     .iter()
                     .filter(|len| **len <= limit)
                     .flat_map(|len| {
-                        let count = ((2 << 20) / len / slow).clamp(3, IN_FLIGHT * 2 / slow.min(2));
+                        let count = ((2 << 20) / slow / len).clamp(3, IN_FLIGHT * 2 / slow.min(2));
                         std::iter::repeat_n(*len, count)
                     })
                     .collect();
