@@ -105,18 +105,20 @@ pub(super) struct Depths {
 }
 
 impl Depths {
-    /// What the peer said in an event. InfiniBand and RoCE have turned it to our side already, iWARP has not.
-    pub(super) fn from_event(initiator: u8, responder: u8, iwarp: bool) -> Self {
+    /// What the connecting peer allows, from its request: seen from our side on every fabric.
+    pub(super) fn from_request(initiator: u8, responder: u8) -> Self {
+        Self {
+            initiator,
+            responder,
+        }
+    }
+
+    /// What the accepting peer allows, from its answer: iWARP has the depths for the peer's side there.
+    pub(super) fn from_answer(initiator: u8, responder: u8, iwarp: bool) -> Self {
         if iwarp {
-            Self {
-                initiator: responder,
-                responder: initiator,
-            }
+            Self::from_request(responder, initiator)
         } else {
-            Self {
-                initiator,
-                responder,
-            }
+            Self::from_request(initiator, responder)
         }
     }
 
@@ -173,6 +175,8 @@ impl Conn {
         let Some(queue_pair) = self.queue_pair.take() else {
             return;
         };
+        queue_pair.flush();
+        self.windows.free_all();
         if let Err(error) = queue_pair.destroy() {
             // The device may still write there: what it knows of must never be used for anything else.
             tracing::error!(%error, "a queue pair could not be destroyed; its memory is given up");
@@ -252,8 +256,9 @@ mod tests {
             initiator: 8,
             responder: 16,
         };
-        assert_eq!(Depths::from_event(8, 16, false), ours);
-        assert_eq!(Depths::from_event(16, 8, true), ours);
+        assert_eq!(Depths::from_request(8, 16), ours);
+        assert_eq!(Depths::from_answer(8, 16, false), ours);
+        assert_eq!(Depths::from_answer(16, 8, true), ours);
     }
 
     #[test]

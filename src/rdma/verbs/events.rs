@@ -276,7 +276,7 @@ impl Verbs {
                     .device
                     .is_some_and(|d| self.devices[d].capabilities.fabric == Fabric::Iwarp);
                 let peer =
-                    Depths::from_event(event.initiator_depth, event.responder_resources, iwarp);
+                    Depths::from_answer(event.initiator_depth, event.responder_resources, iwarp);
                 conn.depths = conn.depths.within(peer);
                 event.private_data
             }

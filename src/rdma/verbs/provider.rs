@@ -284,6 +284,10 @@ impl Provider for Verbs {
             cm.set_type_of_service(value).map_err(failed)?;
         }
         cm.bind(address).map_err(failed)?;
+        // The loopback can be bound to, and listened on in vain.
+        if !address.ip().is_unspecified() && cm.verbs().is_none() {
+            return Err(errors::hidden_device().unwrap_or(RdmaError::NoDevice(address)));
+        }
         cm.listen(options.backlog).map_err(failed)?;
         let listener = Listener {
             address: cm.local().unwrap_or(address),
@@ -371,12 +375,11 @@ impl Provider for Verbs {
                 return Err(error);
             }
         };
-        let iwarp = self.devices[device].capabilities.fabric == Fabric::Iwarp;
         let mut conn = Conn::new(cm, State::Ready);
         conn.device = Some(device);
         conn.peer = Some(request.peer.clone());
         conn.private_data = std::mem::take(&mut request.private_data);
-        conn.depths = Depths::from_event(request.depths.0, request.depths.1, iwarp);
+        conn.depths = Depths::from_request(request.depths.0, request.depths.1);
         self.insert(conn)
     }
 
@@ -566,6 +569,7 @@ impl Provider for Verbs {
         let found = self.conn(conn).ok_or(RdmaError::Closed)?;
         let device = found.device.ok_or(RdmaError::State(RdmaOperation::Bind))?;
         let exposure = self.devices[device].capabilities.exposure;
+        let exact = !self.devices[device].quirks.window_ignores_range;
         let found = self.conn_mut(conn).ok_or(RdmaError::Closed)?;
         if found.state.closing() {
             return Err(RdmaError::Closed);
@@ -579,9 +583,16 @@ impl Provider for Verbs {
             }
             (Exposure::Window, None) => {
                 let domain = found.domain.as_ref().ok_or(RdmaError::WrongDomain)?;
-                let region = domain
-                    .region(memory.local_key())
-                    .ok_or(RdmaError::WrongDomain)?;
+                let alone = if exact {
+                    None
+                } else {
+                    // SAFETY: the window's place keeps the memory until it has dropped the registration.
+                    Some(unsafe { domain.register_for_window(&memory) }?)
+                };
+                let key = alone
+                    .as_ref()
+                    .map_or(memory.local_key(), Registration::local_key);
+                let region = domain.region(key).ok_or(RdmaError::WrongDomain)?;
                 let fresh = if found.windows.cached() {
                     None
                 } else {
@@ -589,7 +600,7 @@ impl Provider for Verbs {
                 };
                 found
                     .windows
-                    .open(memory, region, access, fresh)
+                    .open(memory, (region, alone), access, fresh)
                     .ok_or(RdmaError::State(RdmaOperation::Bind))
             }
             _ => Err(RdmaError::State(RdmaOperation::Bind)),

@@ -27,6 +27,8 @@ pub(super) struct Quirks {
     pub(super) send_with_invalidate: bool,
     /// Whether the local end of an RDMA read must allow remote writing.
     pub(super) read_sink_is_remote: bool,
+    /// Whether a window lets the peer at all of the region that it is bound to.
+    pub(super) window_ignores_range: bool,
     /// Whether `rdma_connect` sleeps until the peer has answered.
     pub(super) connect_sleeps: bool,
     /// For people.
@@ -44,18 +46,24 @@ impl Quirks {
             // The read's sink tag goes over the wire and the answer comes as tagged segments: RFC 5040 5.2.1
             // asks for write access. Memory of such devices is registered per connection for this reason.
             read_sink_is_remote: iwarp,
+            window_ignores_range: false,
             connect_sleeps: false,
             notes: Vec::new(),
         };
         if iwarp {
             quirks
                 .notes
-                .push("iWARP reports the depths of RDMA reads from the peer's side");
+                .push("iWARP answers with the depths of RDMA reads from the peer's side");
         }
         match (vendor, iwarp) {
             (VENDOR_RXE | 0, false) => {
                 // The driver copies the kernel's flag (1 << 2) to user space, where it has another meaning.
                 quirks.invalidation_bits |= 1 << 2;
+                // It looks the window up for the direction, and then checks the range of the region only.
+                quirks.window_ignores_range = true;
+                quirks.notes.push(
+                    "soft-RoCE does not check a window's range: bound to a region of its own",
+                );
                 quirks
                     .notes
                     .push("soft-RoCE reports remote invalidation with bit 0x4");
@@ -69,6 +77,9 @@ impl Quirks {
                 // Its check of the sink is for local write access only, so that remote rights are not given.
                 quirks.read_sink_is_remote = false;
                 quirks.connect_sleeps = true;
+                quirks
+                    .notes
+                    .push("soft-iWARP lets the peer read what is exposed for writing");
                 quirks
                     .notes
                     .push("soft-iWARP has no windows and does not report remote invalidation");
@@ -121,6 +132,7 @@ mod tests {
         assert_eq!(quirks.invalidated(0x8, 7), Some(7));
         assert_eq!(quirks.invalidated(0x1, 7), None);
         assert!(quirks.windows && quirks.send_with_invalidate && !quirks.connect_sleeps);
+        assert!(quirks.window_ignores_range);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::cm::{CmId, set_nonblocking};
 use super::errors::registration_error;
 use super::sys;
-use crate::rdma::{Access, Domain, RdmaError, RdmaOperation, Registration};
+use crate::rdma::{Access, Domain, IoPin, RdmaError, RdmaOperation, Registration};
 
 /// The devices that librdmacm has opened, which stay open as long as this lives.
 struct OpenDevices(NonNull<*mut sys::ibv_context>);
@@ -181,6 +181,18 @@ impl ProtectionDomain {
         self.inner.raw.as_ptr()
     }
 
+    /// Registers memory alone, for a window to be bound to it.
+    ///
+    /// # Safety
+    /// The memory stays pinned until the registration is dropped.
+    pub(super) unsafe fn register_for_window(
+        &self,
+        memory: &IoPin,
+    ) -> Result<Registration, RdmaError> {
+        // SAFETY: the caller's promise: a pin keeps its memory mapped.
+        unsafe { self.register(memory.address(), memory.len(), Access::LOCAL) }
+    }
+
     /// The region with this local key.
     pub(super) fn region(&self, local_key: u32) -> Option<RegionPtr> {
         self.inner.regions().get(&local_key).copied()
@@ -300,7 +312,7 @@ impl MemoryWindow {
 
 impl Drop for MemoryWindow {
     fn drop(&mut self) {
-        // SAFETY: freed once; the queue pair it may be bound to was destroyed before.
+        // SAFETY: freed once; that it may be bound ends with it.
         let done = unsafe { sys::ibv_dealloc_mw(self.raw.as_ptr()) };
         if done != 0 {
             tracing::error!(error = done, "a memory window could not be freed");

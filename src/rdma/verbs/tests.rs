@@ -75,7 +75,10 @@ enum Who {
 
 impl World {
     fn new() -> Option<Self> {
-        let (local, remote) = addresses()?;
+        addresses().map(Self::between)
+    }
+
+    fn between((local, remote): (IpAddr, IpAddr)) -> Self {
         let (client, mut server) = (Side::new(), Side::new());
         let address = SocketAddr::new(remote, 0);
         let listener = server
@@ -84,14 +87,14 @@ impl World {
             .unwrap();
         let port = server.verbs.listener_address(listener).unwrap().port();
         assert_ne!(port, 0);
-        Some(Self {
+        Self {
             client,
             server,
             local,
             remote,
             listener,
             port,
-        })
+        }
     }
 
     fn side(&mut self, who: Who) -> &mut Side {
@@ -361,7 +364,7 @@ impl End {
         Operation::Write {
             from: Pieces::one(self.bytes(len, seed)),
             to: RemoteAddress {
-                address: window.address + offset,
+                address: window.address.wrapping_add(offset),
                 key: window.key,
             },
         }
@@ -448,6 +451,23 @@ fn messages_go_both_ways() {
 }
 
 #[test]
+fn ipv6_is_spoken_as_well() {
+    let address = |name: &str| std::env::var(name).ok()?.parse::<IpAddr>().ok();
+    let (Some(_), Some(local), Some(remote)) = (addresses(), address("LOCAL6"), address("REMOTE6"))
+    else {
+        return eprintln!("not run: no IPv6 addresses are given");
+    };
+    let mut world = World::between((local, remote));
+    let (client, server) = world.connect();
+    let peer = world.client.verbs.peer(client.conn).unwrap();
+    assert_eq!((peer.local.ip(), peer.remote.ip()), (local, remote));
+    let status = world.execute(&client, vec![client.send(77, 7)]);
+    assert_eq!(status, CompletionStatus::Success);
+    check(&world.received(&server).0, 7);
+    world.end((client, server));
+}
+
+#[test]
 fn a_chain_arrives_whole_and_in_order() {
     let Some(mut world) = World::new() else {
         return;
@@ -521,8 +541,6 @@ fn queues_are_bounded() {
     assert_eq!((posted, chain.len()), (Err(PostError::Invalid), 1));
     drop(buffers);
     world.end((client, server));
-    assert_eq!(slab.free(), 0);
-    world.server.events.clear();
     assert_eq!(slab.free(), 64);
 }
 
@@ -668,6 +686,11 @@ fn access_outside_of_an_exposure_ends_the_connection() {
     };
     for case in ["beyond", "before", "direction", "key"] {
         let (client, server) = world.connect();
+        if case == "direction" && client.capabilities.fabric == Fabric::Iwarp {
+            // soft-iWARP asks for no right at all when it answers a read.
+            world.end((client, server));
+            continue;
+        }
         let window = client.expose(&mut world, RemoteAccess::Write, 1);
         let operation = match case {
             "beyond" => server.write(64, 9, &window, EXPOSED as u64 - 63),
@@ -720,12 +743,14 @@ fn handshakes_carry_private_data_and_depths() {
     let Some(mut world) = World::new() else {
         return;
     };
-    let mut c = ConnectParams::default();
-    c.private_data = b"from the client".to_vec();
-    (c.initiator_depth, c.responder_resources) = (3, 9);
-    let mut s = ConnectParams::default();
-    s.private_data = b"from the server".to_vec();
-    (s.initiator_depth, s.responder_resources) = (7, 5);
+    let params = |text: &[u8], initiator_depth, responder_resources| ConnectParams {
+        private_data: text.to_vec(),
+        initiator_depth,
+        responder_resources,
+        ..ConnectParams::default()
+    };
+    let c = params(b"from the client", 3, 9);
+    let s = params(b"from the server", 7, 5);
     let (ends, [client, server]) = world.connect_with(&c, &s);
     // InfiniBand and RoCE pad with zeroes.
     assert!(client.0.starts_with(b"from the server"));
@@ -735,8 +760,7 @@ fn handshakes_carry_private_data_and_depths() {
     world.end(ends);
 
     // The client of SMB Direct never reads.
-    (c.initiator_depth, c.responder_resources) = (0, 16);
-    (s.initiator_depth, s.responder_resources) = (8, 0);
+    let (c, s) = (params(b"", 0, 16), params(b"", 8, 0));
     let (ends, [client, server]) = world.connect_with(&c, &s);
     assert_eq!((client.1, server.1, server.2), (0, 8, 0));
     world.end(ends);
@@ -1056,7 +1080,16 @@ fn a_sleeper_is_woken() {
             world.server.poll();
             assert!(Instant::now() < end);
         }
-        world.execute(&client, vec![client.send(33, round)]);
+        let mut chain = VecDeque::from([SendRequest {
+            cookie: 0,
+            signalled: true,
+            operation: client.send(33, round),
+        }]);
+        world
+            .client
+            .verbs
+            .post_send(client.conn, &mut chain)
+            .unwrap();
         let fd = world.server.verbs.fd().unwrap();
         let mut wait = [rustix::event::PollFd::new(
             &fd,
@@ -1069,6 +1102,9 @@ fn a_sleeper_is_woken() {
         assert_eq!(rustix::event::poll(&mut wait, Some(&patience)).unwrap(), 1);
         let (mut buffer, _) = world.received(&server);
         check(&buffer, round);
+        world.wait(Who::Client, |event| {
+            matches!(event, Event::Completed { .. }).then_some(())
+        });
         buffer.set_len(buffer.capacity());
         let mut buffers = VecDeque::from([buffer]);
         world

@@ -9,7 +9,7 @@ use super::resources::{MemoryWindow, RegionPtr};
 use super::sys;
 use crate::rdma::{IoPin, Registration, RemoteAccess, Window, WindowId};
 
-/// The table of one connection. Dropped after the queue pair.
+/// The table of one connection: [`Windows::free_all`] before the queue pair is destroyed, dropped after.
 #[derive(Default)]
 pub(super) struct Windows {
     places: Vec<Place>,
@@ -65,11 +65,12 @@ impl Windows {
         !self.free.is_empty()
     }
 
-    /// Opens a window over memory of `region`: one left from before, or `fresh`.
+    /// Opens a window over memory of `region`, which is `registration` if there is one for this window alone: a
+    /// window left from before, or `fresh`.
     pub(super) fn open(
         &mut self,
         memory: IoPin,
-        region: RegionPtr,
+        (region, registration): (RegionPtr, Option<Registration>),
         access: RemoteAccess,
         fresh: Option<MemoryWindow>,
     ) -> Option<Window> {
@@ -84,6 +85,7 @@ impl Windows {
         let place = &mut self.places[index as usize];
         place.key = sys::next_key(place.window.as_ref()?.key());
         place.region = Some(region);
+        place.registration = registration;
         place.access = access;
         place.state = State::Open;
         Some(place.take_in(index, memory))
@@ -206,6 +208,14 @@ impl Windows {
     pub(super) fn invalidated_by_peer(&mut self, key: u32) {
         if let Some(index) = self.keys.remove(&key) {
             self.places[index as usize].state = State::Free;
+        }
+    }
+
+    /// Frees all windows, bound or not; the memory stays until the table is dropped. To be called before the queue
+    /// pair is destroyed: soft-RoCE's windows hold on to it.
+    pub(super) fn free_all(&mut self) {
+        for place in &mut self.places {
+            place.window = None;
         }
     }
 
