@@ -201,6 +201,11 @@ impl Receiver {
         self.frames
     }
 
+    /// Bytes of the current ULPDU, or of the last one where no other has begun.
+    pub(super) fn latest_ulpdu(&self) -> usize {
+        self.ulpdu_len()
+    }
+
     /// Whether the stream stands between two FPDUs.
     pub(super) fn between_frames(&self) -> bool {
         self.phase == Phase::Header && self.head_len == 0

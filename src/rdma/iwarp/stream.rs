@@ -18,7 +18,7 @@ use crate::rdma::{
 
 /// Payload from this many bytes on is read into its place instead of through the scratch buffer.
 const DIRECT: usize = 2048;
-/// From this many bytes on, only a little is read beyond it: the next payload can go into its place too.
+/// Around FPDUs from this size on, only a little is read beyond: the next payload can go into its place too.
 const BULK: usize = 16 * 1024;
 const LOOKAHEAD: usize = 4096;
 /// Reads of one connection before the others have their turn.
@@ -334,25 +334,24 @@ impl Stream {
             }
             let discard = matches!(self.phase, Phase::Terminating(..) | Phase::Lingering(..));
             let QueuePair { receiver, tags, .. } = qp;
+            let ahead = if receiver.latest_ulpdu() >= BULK && !discard {
+                LOOKAHEAD
+            } else {
+                shared.scratch.len()
+            };
+            let scratch = &mut shared.scratch[..ahead];
             let place = receiver
                 .direct(tags)
                 .filter(|memory| memory.len() >= DIRECT && !discard);
             let (place_len, asked, read) = match place {
                 Some(memory) => {
-                    let ahead = if memory.len() >= BULK {
-                        LOOKAHEAD
-                    } else {
-                        shared.scratch.len()
-                    };
                     let len = memory.len();
-                    let scratch = &mut shared.scratch[..ahead];
                     let mut buffers = [IoSliceMut::new(memory), IoSliceMut::new(scratch)];
                     (len, len + ahead, self.socket.read(&mut buffers))
                 }
                 None => {
-                    let mut buffers = [IoSliceMut::new(&mut shared.scratch)];
-                    let read = self.socket.read(&mut buffers);
-                    (0, shared.scratch.len(), read)
+                    let mut buffers = [IoSliceMut::new(scratch)];
+                    (0, ahead, self.socket.read(&mut buffers))
                 }
             };
             let read = match read {
