@@ -26,7 +26,8 @@ pub struct Config {
     /// Send credits we ask the peer for; at least 1. Default 255.
     pub send_credit_target: u16,
     /// The most receives granted to the peer, whatever it asks for; at least 1. One more than this
-    /// may be posted. Default 255.
+    /// may be posted. With less than 3, a client that never grants beyond its own maximum may get
+    /// stuck, by its own fault. Default 255.
     pub receive_credit_max: u16,
     /// The largest message we send, in bytes, the 24 bytes of header included; at least 128.
     /// Windows servers refuse more than 8136, and Linux servers need more than 1028. Default 1364.

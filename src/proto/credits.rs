@@ -17,6 +17,11 @@ pub const STALL_RESERVE: u32 = 16;
 
 const ADAPTIVE_START: u16 = 32;
 const SMALL: u16 = 8;
+/// A peer that asks for fewer gets as many as this. There are clients, the one of the public test
+/// suite among them, that never grant beyond their own maximum, not even with their last credit
+/// ([MS-SMBD] 3.1.5.9 says that they must). Such a client can send only while it holds two, so that
+/// with fewer than three a connection would stand still after its first message.
+const ENOUGH: u16 = 3;
 /// A peer that uses up its credits within this time gets more of them.
 const FAST: Duration = Duration::from_secs(1);
 
@@ -206,7 +211,8 @@ impl Credits {
 
     /// The grant of the negotiate response; it costs no credit.
     pub(crate) fn grant_initial(&mut self, now: Instant) -> u16 {
-        let grant = self.grantable();
+        // Here never more than was asked for; later, see `target`.
+        let grant = self.grantable().min(self.peer_target);
         self.note_granted(grant, now);
         grant
     }
@@ -238,12 +244,8 @@ impl Credits {
     }
 
     fn target(&self) -> u32 {
-        u32::from(
-            self.peer_target
-                .min(self.receive_max)
-                .min(self.level)
-                .max(1),
-        )
+        let wish = self.peer_target.max(ENOUGH);
+        u32::from(wish.min(self.receive_max).min(self.level))
     }
 
     fn grantable(&self) -> u16 {

@@ -558,8 +558,8 @@ fn smbd_data_transfer_idle_connection_server() {
     assert_eq!(server.end.reason(), Some(&Timeout::Keepalive.into()));
 }
 
-/// A tester that grants as the cases say: every receive it has beyond those outstanding, up to
-/// `max`.
+/// A tester as in these cases: it grants every receive up to `max` and never more, keeps its last
+/// credit when it has nothing to grant, and answers what leaves it without receives with a grant.
 fn write_with_credits(max: u32) {
     let request = NegotiateRequest {
         credits_requested: max as u16,
@@ -569,21 +569,36 @@ fn write_with_credits(max: u32) {
     };
     let (mut server, response) = Server::negotiated(&request);
     let size = (response.max_receive_size - 24) as usize;
-    let data = pattern(13, 65536);
-    for (index, mut message) in cut(&data, size).enumerate() {
-        let mut grant = max - server.granted.min(max);
-        // [MS-SMBD] 3.1.5.9: for the last credit, one beyond the maximum.
-        if server.credits == 1 {
-            grant = grant.max(1);
-        }
+    let send = |server: &mut Server, mut message: Vec<u8>| {
+        let grant = (max - server.granted) as u16;
+        assert!(
+            server.credits > 1 || grant > 0,
+            "stuck with {} credits",
+            server.credits
+        );
         message[..2].copy_from_slice(&(max as u16).to_le_bytes());
-        message[2..4].copy_from_slice(&(grant as u16).to_le_bytes());
-        assert!(server.credits > 0, "no credit for fragment {index}");
+        message[2..4].copy_from_slice(&grant.to_le_bytes());
         server.send(&message);
+    };
+    let respond = |server: &mut Server| {
+        let mut bounces = 0;
+        while server.granted == 0 {
+            send(server, control(0, 0));
+            bounces += 1;
+            assert!(bounces < 3, "it never falls silent");
+        }
+    };
+    for round in 1..4 {
+        let data = pattern(round, 65536);
+        for message in cut(&data, size) {
+            send(&mut server, message);
+            respond(&mut server);
+        }
+        assert_eq!(server.end.received.pop().unwrap().0, data);
+        server.end.send(&pattern(14, 80));
+        assert_eq!(server.collect().last().unwrap().data_length, 80);
+        respond(&mut server);
     }
-    assert_eq!(server.end.received[0].0, data);
-    server.end.send(&pattern(14, 80));
-    assert_eq!(server.collect().last().unwrap().data_length, 80);
 }
 
 #[test]

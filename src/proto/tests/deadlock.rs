@@ -22,16 +22,14 @@ struct Load {
     probes: u8,
 }
 
-const LOADS: [Load; 2] = [
-    Load {
-        queue: 2,
-        probes: 0,
-    },
-    Load {
-        queue: 1,
-        probes: 1,
-    },
-];
+const MESSAGES: Load = Load {
+    queue: 2,
+    probes: 0,
+};
+const PROBE: Load = Load {
+    queue: 1,
+    probes: 1,
+};
 
 /// A message on the wire, as far as credits matter.
 #[derive(Debug, Clone, Copy)]
@@ -182,6 +180,9 @@ enum Kind {
     /// [MS-SMBD] 3.1.5 to the letter, where it says MUST before where it says SHOULD: grants after
     /// each receive.
     Specification,
+    /// The same, but a reader who stops at the first rule of 3.1.5.9: nothing is granted while the
+    /// target is met, not even for a last credit. Such a peer blocks itself with one or two.
+    FirstRule,
     /// Refills at a quarter, does not send a grant of one, spends its last credit as long as the
     /// peer holds any.
     Linux,
@@ -249,6 +250,7 @@ impl Other {
         let last = self.send == 1;
         match self.kind {
             Kind::Specification => self.missing().max(u32::from(last || self.granted == 0)),
+            Kind::FirstRule => self.missing(),
             Kind::Linux => self.available.min(self.missing()),
             Kind::Windows if last => self.missing().max(1),
             Kind::Windows if 4 * self.missing() >= 3 * self.limit() => self.missing(),
@@ -258,7 +260,7 @@ impl Other {
 
     fn wants_to_grant(&self) -> bool {
         match self.kind {
-            Kind::Specification => self.grant_pending && self.queued == 0,
+            Kind::Specification | Kind::FirstRule => self.grant_pending && self.queued == 0,
             Kind::Linux => {
                 let grant = self.available.min(self.missing());
                 grant > 1 || (grant == 1 && self.limit() == 1)
@@ -274,7 +276,7 @@ impl Other {
     fn may_spend(&self, grant: u32) -> bool {
         match self.kind {
             Kind::Linux => self.send > 1 || grant > 0 || self.granted > 0,
-            Kind::Specification | Kind::Windows => self.send > 1 || grant > 0,
+            Kind::Specification | Kind::FirstRule | Kind::Windows => self.send > 1 || grant > 0,
         }
     }
 }
@@ -346,7 +348,7 @@ impl Endpoint for Other {
         self.probe_sent = false;
         // [MS-SMBD] 3.1.5.8: with nothing queued, new credits are promptly granted.
         if self.queued == 0 && (self.missing() > 0 || self.granted == 0) {
-            self.grant_pending = self.kind == Kind::Specification;
+            self.grant_pending = matches!(self.kind, Kind::Specification | Kind::FirstRule);
         }
         self.peer_target = message.requested;
         self.answer |= message.flag;
@@ -474,7 +476,11 @@ fn enqueue(endpoint: &mut impl Endpoint) -> bool {
 
 /// Visits everything reachable, then shows that runs without new messages end, with nothing queued.
 fn explore<A: Endpoint, B: Endpoint>(what: &str, a: A, b: B) {
-    for load in LOADS {
+    explore_under(&[MESSAGES, PROBE], what, a, b);
+}
+
+fn explore_under<A: Endpoint, B: Endpoint>(loads: &[Load], what: &str, a: A, b: B) {
+    for &load in loads {
         let start = State {
             a: a.clone(),
             b: b.clone(),
@@ -588,13 +594,30 @@ fn our_engine_against_itself() {
     for_all_targets(|client, server| {
         let (b, granted) = Ours::new(Role::Acceptor, server, client, 0, now);
         let (a, _) = Ours::new(Role::Initiator, client, server, granted, now);
-        explore(&format!("{client} and {server}"), a, b);
+        // A probe multiplies the states; the larger worlds do without.
+        let loads: &[Load] = if client + server <= 3 {
+            &[MESSAGES, PROBE]
+        } else {
+            &[MESSAGES]
+        };
+        explore_under(loads, &format!("{client} and {server}"), a, b);
     });
 }
 
 #[test]
 fn our_engine_against_the_specification() {
     against(Kind::Specification);
+}
+
+#[test]
+fn our_engine_against_a_peer_that_stops_at_the_first_rule() {
+    let now = Instant::now();
+    for theirs in 1..=3 {
+        let (acceptor, granted) = Ours::new(Role::Acceptor, 3, theirs, 0, now);
+        assert!(granted <= theirs);
+        let peer = Other::new(Kind::FirstRule, theirs, 3, granted, 0);
+        explore(&format!("accepting 3, first rule {theirs}"), acceptor, peer);
+    }
 }
 
 #[test]
