@@ -1,4 +1,5 @@
-//! FPDUs that are on their way into the socket: one gathered write, and its rest when the socket takes only a part.
+//! FPDUs that are on their way into the socket: one gathered write, and its rest when the socket
+//! takes only a part.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -77,8 +78,9 @@ impl Batch {
         self.len >= FULL_BYTES || self.parts.len() + 16 > sys::MAX_VECTORS
     }
 
-    /// Whether the FPDU of a ULPDU of `len` bytes, added now, would have a TCP segment boundary inside its CRC
-    /// field. Linux siw takes such an FPDU for damaged. At the start of a batch it never has.
+    /// Whether the FPDU of a ULPDU of `len` bytes, added now, would have a TCP segment boundary
+    /// inside its CRC field. Linux siw takes such an FPDU for damaged. At the start of a batch it
+    /// never has.
     pub(super) fn splits_crc(&self, framing: &Framing, len: usize) -> bool {
         if !framing.crc || framing.segment_size == 0 || self.begun == 0 {
             return false;
@@ -190,7 +192,8 @@ impl Batch {
         self.parts.len()
     }
 
-    /// Writes the bytes left to `out` as a gather list, as far as there is room, and returns its length.
+    /// Writes the bytes left to `out` as a gather list, as far as there is room, and returns its
+    /// length.
     pub(super) fn slices<'a>(&'a self, out: &mut [IoSlice<'a>]) -> usize {
         let mut count = 0;
         for (slice, part) in out.iter_mut().zip(&self.parts) {
@@ -235,7 +238,8 @@ impl Batch {
         }
     }
 
-    /// Copies what is left of a window's memory, which goes back to its owner. `None`: of every window's.
+    /// Copies what is left of a window's memory, which goes back to its owner. `None`: of every
+    /// window's.
     pub(super) fn detach(&mut self, window: Option<WindowId>) {
         for part in &mut self.parts {
             if let Part::Window(id, pin) = part

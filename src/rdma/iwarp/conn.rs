@@ -154,7 +154,8 @@ impl Conn {
         handshake::write(&socket, &reply).map_err(|error| RdmaError::os(operation, &error))?;
         watch(&socket).map_err(|error| RdmaError::os(operation, &error))?;
         let mut stream = Stream::new(socket, qp, &settings, config.ulpdu);
-        // RFC 6581: in the peer-to-peer model the connection is up with the ready-to-receive message.
+        // RFC 6581: in the peer-to-peer model the connection is up with the ready-to-receive
+        // message.
         let held = if settings.rtr == Rtr::None {
             shared.events.push_back(established);
             None
@@ -266,7 +267,8 @@ impl Conn {
                 let failed = |error| RdmaError::os(operation, &error);
                 connecting.socket.take_error().map_err(failed)?;
                 self.peer.local = connecting.socket.local().map_err(failed)?;
-                // Right behind the TCP handshake: a connection without it can end Linux siw's listener.
+                // Right behind the TCP handshake: a connection without it can end Linux siw's
+                // listener.
                 let data = std::mem::take(&mut connecting.private_data);
                 let request = mpa::request(&connecting.local, data);
                 handshake::write(&connecting.socket, &request).map_err(failed)?;

@@ -1,6 +1,7 @@
 //! FPDU framing of RFC 5044: sizes, padding, and the slow path with markers.
 //!
-//! Without markers, receiver and transmitter frame in place; with them, whole FPDUs go through a buffer.
+//! Without markers, receiver and transmitter frame in place; with them, whole FPDUs go through a
+//! buffer.
 
 use super::crc::Crc;
 use super::rdmap::TermCode;
@@ -40,7 +41,8 @@ pub(super) fn frame_len(ulpdu: usize) -> usize {
 /// Frames ULPDUs into a stream with markers.
 #[derive(Debug, Default)]
 pub(super) struct MarkerWriter {
-    /// Bytes of the stream so far, markers included. M08: the first octet after start-up has number 0.
+    /// Bytes of the stream so far, markers included. M08: the first octet after start-up has number
+    /// 0.
     position: u64,
 }
 
@@ -88,7 +90,8 @@ impl MarkerWriter {
     }
 }
 
-/// Takes markers out of a stream, with any segmentation, and checks them and the CRC, which covers them.
+/// Takes markers out of a stream, with any segmentation, and checks them and the CRC, which covers
+/// them.
 #[derive(Debug, Default)]
 pub(super) struct MarkerReader {
     position: u64,
@@ -102,8 +105,8 @@ pub(super) struct MarkerReader {
 }
 
 impl MarkerReader {
-    /// Takes bytes from the front of `bytes`. Returns the FPDU without markers when one is complete; its CRC field
-    /// is checked already, and not right for the bytes without markers.
+    /// Takes bytes from the front of `bytes`. Returns the FPDU without markers when one is
+    /// complete; its CRC field is checked already, and not right for the bytes without markers.
     pub(super) fn next(
         &mut self,
         bytes: &mut &[u8],

@@ -101,7 +101,8 @@ impl Listener {
                     Some(libc::EBADF | libc::EINVAL | libc::ENOTSOCK) => {
                         return Accepted::Failed(error);
                     }
-                    // The connection failed while it waited (accept(2) lists the errors): the next one may be well.
+                    // The connection failed while it waited (accept(2) lists the errors): the next
+                    // one may be well.
                     _ => continue,
                 },
             };

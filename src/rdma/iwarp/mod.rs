@@ -1,11 +1,13 @@
-//! A software RNIC in user space, over TCP sockets: MPA (revisions 1 and 2, CRC32C, RFC 6581), DDP and RDMAP.
+//! A software RNIC in user space, over TCP sockets: MPA (revisions 1 and 2, CRC32C, RFC 6581), DDP
+//! and RDMAP.
 //!
-//! It speaks the wire of iWARP cards and of Linux `siw`, and runs wherever TCP does. Steering tags are valid on
-//! their connection only, for exactly their range and direction, from the execution of their bind to their
-//! invalidation, local or by the peer; they come in a secret order and are never used again.
+//! It speaks the wire of iWARP cards and of Linux `siw`, and runs wherever TCP does. Steering tags
+//! are valid on their connection only, for exactly their range and direction, from the execution of
+//! their bind to their invalidation, local or by the peer; they come in a secret order and are
+//! never used again.
 //!
-//! May import the boundary's types, `libc`, `crc32c`, `tracing` and std. `unsafe` is in `sys` (system calls) and
-//! `pinned` (memory that is exposed to the peer) only.
+//! May import the boundary's types, `libc`, `crc32c`, `tracing` and std. `unsafe` is in `sys`
+//! (system calls) and `pinned` (memory that is exposed to the peer) only.
 //!
 //! ```text
 //!  provider          the trait: tables, list of work, timers

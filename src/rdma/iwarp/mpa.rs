@@ -1,5 +1,6 @@
-//! MPA start-up: the Request and Reply frames of RFC 5044 section 7.1 with the enhanced set-up of RFC 6581, and
-//! what both ends conclude from them. Pure functions; imports nothing but std and the error codes.
+//! MPA start-up: the Request and Reply frames of RFC 5044 section 7.1 with the enhanced set-up of
+//! RFC 6581, and what both ends conclude from them. Pure functions; imports nothing but std and the
+//! error codes.
 
 use super::rdmap::TermCode;
 
@@ -168,9 +169,9 @@ impl Frame {
         out.extend_from_slice(&self.private_data);
     }
 
-    /// Reads a frame of the expected kind from the start of `bytes`. `Ok(None)`: more bytes are needed. Bytes
-    /// that can no longer become a valid frame fail as soon as they are seen, so that a peer of another protocol
-    /// does not hold a connection until the timeout.
+    /// Reads a frame of the expected kind from the start of `bytes`. `Ok(None)`: more bytes are
+    /// needed. Bytes that can no longer become a valid frame fail as soon as they are seen, so that
+    /// a peer of another protocol does not hold a connection until the timeout.
     pub(super) fn parse(kind: Kind, bytes: &[u8]) -> Result<Option<(Self, usize)>, MpaError> {
         let key = match kind {
             Kind::Request => REQUEST_KEY,
@@ -299,7 +300,8 @@ pub(super) fn accept(local: &Local, request: &Frame, private_data: Vec<u8>) -> (
             ..Enhanced::default()
         };
         if theirs.peer_to_peer {
-            // E04: at least one way to be ready. Where the initiator offered none it must end the set-up.
+            // E04: at least one way to be ready. Where the initiator offered none it must end the
+            // set-up.
             word.peer_to_peer = true;
             settings.rtr = choose_rtr(&theirs).unwrap_or(Rtr::Write);
             word.rtr_write = settings.rtr == Rtr::Write;

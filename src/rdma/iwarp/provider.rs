@@ -1,4 +1,5 @@
-//! The provider: tables of connections and listeners, the list of those with work, timers, and the trait.
+//! The provider: tables of connections and listeners, the list of those with work, timers, and the
+//! trait.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -334,7 +335,8 @@ impl Provider for IwarpProvider {
     }
 
     fn unlisten(&mut self, listener: ListenerId) {
-        // Handshakes that have begun end as they would have; those who wait for them find no listener.
+        // Handshakes that have begun end as they would have; those who wait for them find no
+        // listener.
         self.listeners.remove(listener.index, listener.generation);
     }
 
@@ -356,8 +358,8 @@ impl Provider for IwarpProvider {
             .conns
             .insert(|index, generation| Conn::resolved(ConnId { index, generation }, to, options));
         let conn = ConnId { index, generation };
-        // The route is TCP's business. Connecting waits for `connect`: an open TCP connection without its MPA
-        // request is a burden to the peer, and more than that to Linux siw.
+        // The route is TCP's business. Connecting waits for `connect`: an open TCP connection
+        // without its MPA request is a burden to the peer, and more than that to Linux siw.
         self.shared.events.push_back(Event::Resolved { conn });
         Ok(conn)
     }
@@ -388,7 +390,8 @@ impl Provider for IwarpProvider {
     }
 
     fn domain(&mut self, conn: ConnId) -> Result<Arc<dyn Domain>, RdmaError> {
-        // A tag is valid on its connection only, and local memory needs no registration: one domain serves all.
+        // A tag is valid on its connection only, and local memory needs no registration: one domain
+        // serves all.
         self.conn(conn)
             .map(|_| self.domain.clone())
             .ok_or(RdmaError::Closed)

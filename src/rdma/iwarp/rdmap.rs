@@ -227,8 +227,8 @@ impl Terminate {
         }
     }
 
-    /// Reads a message of whatever length it has. Linux siw writes layer and type in the wrong nibbles, and the
-    /// three flags at the wrong end of their byte: both are understood.
+    /// Reads a message of whatever length it has. Linux siw writes layer and type in the wrong
+    /// nibbles, and the three flags at the wrong end of their byte: both are understood.
     pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
         let head: &[u8; 4] = bytes.first_chunk()?;
         let mut code = TermCode::new(head[0] >> 4, head[0] & 0x0F, head[1]);

@@ -1,9 +1,11 @@
-//! The receiving half of a stream: frames, checks and places what the peer sends. Does no I/O: bytes come in by
-//! [`Receiver::consume`], in any segmentation, or are read into [`Receiver::direct`] by the caller.
+//! The receiving half of a stream: frames, checks and places what the peer sends. Does no I/O:
+//! bytes come in by [`Receiver::consume`], in any segmentation, or are read into
+//! [`Receiver::direct`] by the caller.
 //!
-//! Checks are made when a segment's header is complete and reported when its FPDU is, so that a damaged FPDU is
-//! reported as damaged. Payload is placed before the CRC is known, as hardware does: a tagged segment reaches only
-//! memory that its tag exposes anyway, and a message is delivered only after its CRC.
+//! Checks are made when a segment's header is complete and reported when its FPDU is, so that a
+//! damaged FPDU is reported as damaged. Payload is placed before the CRC is known, as hardware
+//! does: a tagged segment reaches only memory that its tag exposes anyway, and a message is
+//! delivered only after its CRC.
 
 use std::collections::VecDeque;
 
@@ -211,8 +213,8 @@ impl Receiver {
         self.phase == Phase::Header && self.head_len == 0
     }
 
-    /// The memory for the payload that comes next, if that is all known: the caller may read the stream's next
-    /// bytes into it and then calls [`Receiver::placed`].
+    /// The memory for the payload that comes next, if that is all known: the caller may read the
+    /// stream's next bytes into it and then calls [`Receiver::placed`].
     pub(super) fn direct<'a>(&'a mut self, tags: &'a mut Tags) -> Option<&'a mut [u8]> {
         if self.phase != Phase::Payload || self.markers.is_some() {
             return None;
@@ -248,7 +250,8 @@ impl Receiver {
         self.advance(len);
     }
 
-    /// Takes bytes from the front of `bytes` until there is something to act on (`Some`) or none are left.
+    /// Takes bytes from the front of `bytes` until there is something to act on (`Some`) or none
+    /// are left.
     pub(super) fn consume(
         &mut self,
         bytes: &mut &[u8],
@@ -563,7 +566,8 @@ impl Receiver {
         if segment.opcode.invalidates()
             && let Address::Untagged { invalidate, .. } = segment.address
         {
-            // R08: the tag is ours to give and valid on this stream; it is invalid before the message is seen.
+            // R08: the tag is ours to give and valid on this stream; it is invalid before the
+            // message is seen.
             let Some(id) = tags.invalidate_tag(invalidate) else {
                 return Err(self.violation(TermCode::RDMAP_CANNOT_INVALIDATE));
             };

@@ -93,8 +93,8 @@ impl Replay {
         }
     }
 
-    /// The next whole FPDU, changed in one point: the kernel's read sinks begin at an address, ours at 0. That would
-    /// spoil a CRC.
+    /// The next whole FPDU, changed in one point: the kernel's read sinks begin at an address, ours
+    /// at 0. That would spoil a CRC.
     fn next_frame(&mut self, from: usize) -> Option<Vec<u8>> {
         let crc = self.crc();
         let direction = &mut self.directions[from];

@@ -18,7 +18,8 @@ use crate::rdma::{
 
 /// Payload from this many bytes on is read into its place instead of through the scratch buffer.
 const DIRECT: usize = 2048;
-/// Around FPDUs from this size on, only a little is read beyond: the next payload can go into its place too.
+/// Around FPDUs from this size on, only a little is read beyond: the next payload can go into its
+/// place too.
 const BULK: usize = 16 * 1024;
 const LOOKAHEAD: usize = 4096;
 /// Reads of one connection before the others have their turn.
@@ -188,7 +189,8 @@ impl Stream {
         }
     }
 
-    /// The initiator's side: sends the ready-to-receive message where there is one, and watches for a sign of life.
+    /// The initiator's side: sends the ready-to-receive message where there is one, and watches for
+    /// a sign of life.
     pub(super) fn initiate(
         &mut self,
         qp: &mut QueuePair,
@@ -208,7 +210,8 @@ impl Stream {
         }
     }
 
-    /// The responder's side: holds what is posted until the first FPDU has come, and with it, if given, the event.
+    /// The responder's side: holds what is posted until the first FPDU has come, and with it, if
+    /// given, the event.
     pub(super) fn respond(&mut self, established: Option<Event>) {
         self.hold = true;
         self.established = established;
@@ -301,8 +304,8 @@ impl Stream {
                     return Some(LossReason::Local);
                 }
                 if qp.transmitter.is_idle() && written {
-                    // The peer reads our last bytes before it sees the end; we read what it still sends, so that
-                    // closing makes no reset that would destroy them.
+                    // The peer reads our last bytes before it sees the end; we read what it still
+                    // sends, so that closing makes no reset that would destroy them.
                     self.socket.finish();
                     self.phase = Phase::Lingering(at, LossReason::Local);
                 }
@@ -367,7 +370,8 @@ impl Stream {
                 }
                 Err(_) => return Err(Stop::Gone(self.lost())),
             };
-            // Edge triggered: a short read has emptied the socket. The end of the stream comes with a hangup.
+            // Edge triggered: a short read has emptied the socket. The end of the stream comes with
+            // a hangup.
             if read < asked && !self.hangup && !self.broken {
                 self.readable = false;
             }

@@ -104,21 +104,24 @@ impl Socket {
         usize::try_from(read).map_err(|_| io::Error::last_os_error())
     }
 
-    /// Writes the buffers in turn. `record` keeps the bytes in TCP segments apart from those of the next call.
+    /// Writes the buffers in turn. `record` keeps the bytes in TCP segments apart from those of the
+    /// next call.
     pub(super) fn write(&self, buffers: &[IoSlice<'_>], record: bool) -> io::Result<usize> {
         // SAFETY: all-zero bytes are a valid `msghdr`.
         let mut message: libc::msghdr = unsafe { zeroed() };
         message.msg_iov = buffers.as_ptr().cast_mut().cast();
         message.msg_iovlen = buffers.len().min(MAX_VECTORS) as _;
         let flags = libc::MSG_NOSIGNAL | if record { libc::MSG_EOR } else { 0 };
-        // SAFETY: `IoSlice` has the layout of `iovec`; the call reads the buffers only, which are borrowed.
+        // SAFETY: `IoSlice` has the layout of `iovec`; the call reads the buffers only, which are
+        // borrowed.
         let written = unsafe { libc::sendmsg(self.raw(), &raw const message, flags) };
         usize::try_from(written).map_err(|_| io::Error::last_os_error())
     }
 
     /// Ends the sending direction after what was written.
     pub(super) fn finish(&self) {
-        // SAFETY: a plain call on an open descriptor. It fails only where the connection is gone already.
+        // SAFETY: a plain call on an open descriptor. It fails only where the connection is gone
+        // already.
         unsafe { libc::shutdown(self.raw(), libc::SHUT_WR) };
     }
 
@@ -317,13 +320,15 @@ fn to_raw(address: SocketAddr) -> (libc::sockaddr_storage, socklen_t) {
 fn from_raw(storage: &libc::sockaddr_storage) -> io::Result<SocketAddr> {
     match c_int::from(storage.ss_family) {
         libc::AF_INET => {
-            // SAFETY: the family says that it is a `sockaddr_in`; the storage is large enough and aligned.
+            // SAFETY: the family says that it is a `sockaddr_in`; the storage is large enough and
+            // aligned.
             let raw = unsafe { (&raw const *storage).cast::<libc::sockaddr_in>().read() };
             let ip = Ipv4Addr::from(raw.sin_addr.s_addr.to_ne_bytes());
             Ok(SocketAddrV4::new(ip, u16::from_be(raw.sin_port)).into())
         }
         libc::AF_INET6 => {
-            // SAFETY: the family says that it is a `sockaddr_in6`; the storage is large enough and aligned.
+            // SAFETY: the family says that it is a `sockaddr_in6`; the storage is large enough and
+            // aligned.
             let raw = unsafe { (&raw const *storage).cast::<libc::sockaddr_in6>().read() };
             let ip = Ipv6Addr::from(raw.sin6_addr.s6_addr);
             let port = u16::from_be(raw.sin6_port);

@@ -1,7 +1,7 @@
 //! Steering tags and the windows they open onto memory.
 //!
-//! A tag is valid on its own connection only, gives exactly one range and one direction, and is never used again
-//! on that connection.
+//! A tag is valid on its own connection only, gives exactly one range and one direction, and is
+//! never used again on that connection.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
@@ -110,7 +110,8 @@ impl Tags {
         true
     }
 
-    /// Makes a window invalid; whether there is one. One that the peer has invalidated already stays so.
+    /// Makes a window invalid; whether there is one. One that the peer has invalidated already
+    /// stays so.
     pub(super) fn invalidate(&mut self, id: WindowId) -> bool {
         let Some(entry) = self.entry_mut(id) else {
             return false;
@@ -203,8 +204,8 @@ impl Tags {
     }
 }
 
-/// Hands out the 32-bit numbers in an order that only the key's holder can foretell, each once: a counter through
-/// a Feistel network with a keyed round function, which is a permutation.
+/// Hands out the 32-bit numbers in an order that only the key's holder can foretell, each once: a
+/// counter through a Feistel network with a keyed round function, which is a permutation.
 #[derive(Debug)]
 struct TagAllocator {
     key: [u64; 2],
@@ -311,7 +312,8 @@ mod tests {
 
     #[test]
     fn sip_hash_reference_vector() {
-        // The first eight bytes 0..8 under the key 0..16: from the function's reference implementation.
+        // The first eight bytes 0..8 under the key 0..16: from the function's reference
+        // implementation.
         let key = [0x0706_0504_0302_0100, 0x0f0e_0d0c_0b0a_0908];
         assert_eq!(sip_hash(key, 0x0706_0504_0302_0100), 0x93f5_f579_9a93_2462);
     }

@@ -1,5 +1,5 @@
-//! The sending half of a stream: the send queue, the answers to the peer's reads, and how both become FPDUs.
-//! Does no I/O: fills a [`Batch`] and is told how much of it was written.
+//! The sending half of a stream: the send queue, the answers to the peer's reads, and how both
+//! become FPDUs. Does no I/O: fills a [`Batch`] and is told how much of it was written.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -159,15 +159,17 @@ impl Transmitter {
         self.responses.clear();
     }
 
-    /// Executes binds and invalidations that are next: they send nothing, so that neither a full socket nor an
-    /// answer that is half sent holds them up. `unsent` holds what was framed and is not written yet.
+    /// Executes binds and invalidations that are next: they send nothing, so that neither a full
+    /// socket nor an answer that is half sent holds them up. `unsent` holds what was framed and is
+    /// not written yet.
     pub(super) fn execute_local(&mut self, tags: &mut Tags, mut unsent: Option<&mut Batch>) {
         while let Some(entry) = self.queue.get_mut(self.next) {
             let status = match &entry.request.operation {
                 Operation::Bind { window } if tags.bind(*window) => CompletionStatus::Success,
                 Operation::Bind { .. } => CompletionStatus::Bind,
                 Operation::Invalidate { window } => {
-                    // Bytes of it that are on their way are copied: its memory is the caller's again.
+                    // Bytes of it that are on their way are copied: its memory is the caller's
+                    // again.
                     if let Some(batch) = &mut unsent {
                         batch.detach(Some(*window));
                     }
@@ -193,7 +195,8 @@ impl Transmitter {
     ) -> Result<(), Violation> {
         while !batch.is_full() {
             self.execute_local(tags, Some(batch));
-            // A message is sent whole before the next begins: not every receiver takes them interleaved.
+            // A message is sent whole before the next begins: not every receiver takes them
+            // interleaved.
             let requests = self.next < self.queue.len() && !self.stalled();
             let responses = !self.responses.is_empty();
             let respond = if self.response_progress > 0 {
@@ -228,8 +231,8 @@ impl Transmitter {
             )
     }
 
-    /// Frames an RDMA Write without content: legal at any time, and without effect. It is also the ready-to-receive
-    /// message of our peer-to-peer set-up.
+    /// Frames an RDMA Write without content: legal at any time, and without effect. It is also the
+    /// ready-to-receive message of our peer-to-peer set-up.
     pub(super) fn frame_nudge(&mut self, batch: &mut Batch) {
         let segment = empty_write();
         self.framed += batch.push(&mut self.framing, &segment, &Payload::Bytes(&[])) as u64;

@@ -1,5 +1,6 @@
-//! The codecs against captured sessions: two synthetic ones with and one without CRC, made by another
-//! implementation and dissected by Wireshark, and one between two Linux kernels with soft-iWARP.
+//! The codecs against captured sessions: two synthetic ones with and one without CRC, made by
+//! another implementation and dissected by Wireshark, and one between two Linux kernels with
+//! soft-iWARP.
 
 use crate::rdma::iwarp::ddp::Segment;
 use crate::rdma::iwarp::fpdu::{LENGTH_LEN, frame_len};

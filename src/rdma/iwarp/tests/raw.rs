@@ -1,5 +1,5 @@
-//! A provider against a hand-written peer on a plain socket: the handshake's rules, the habits of Linux siw, and
-//! hostile peers.
+//! A provider against a hand-written peer on a plain socket: the handshake's rules, the habits of
+//! Linux siw, and hostile peers.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
