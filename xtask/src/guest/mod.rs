@@ -154,7 +154,12 @@ fn explain(report: &Report) {
         ),
         Ended::Died => "the guest died before the command had ended".to_owned(),
     };
-    eprintln!("\nguest {}: {headline}", report.name);
+    let name = if report.name == session::SINGLE {
+        ""
+    } else {
+        &format!(" {}", report.name)
+    };
+    eprintln!("\nguest{name}: {headline}");
     for complaint in &report.complaints {
         eprintln!("  {complaint}");
     }

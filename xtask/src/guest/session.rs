@@ -20,6 +20,8 @@ const BOOT_LIMIT: Duration = Duration::from_secs(90);
 const BOOT_ATTEMPTS: u32 = 3;
 /// Runs whose directories are kept.
 const KEPT_RUNS: usize = 20;
+/// The name of a guest that is not one of a pair.
+pub(super) const SINGLE: &str = "guest";
 const TICK: Duration = Duration::from_millis(20);
 
 /// The kind of RDMA device in the guest.
@@ -136,7 +138,7 @@ pub(crate) fn run(options: &Options, command: &str) -> Result<Report> {
     let kernel = kernel::provide()?;
     let directory = new_run(options.device.map_or("plain", Device::name))?;
     for attempt in 1.. {
-        let mut guest = Guest::start(&kernel, options, "guest", &directory, command, None)?;
+        let mut guest = Guest::start(&kernel, options, SINGLE, &directory, command, None)?;
         if guest.wait_ready() {
             let report = guest.finish()?;
             return Ok(Report {
