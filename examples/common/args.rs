@@ -1,4 +1,5 @@
-//! Command lines: `--name value` or `--name=value`, by hand, so that the examples need no further crates.
+//! Command lines: `--name value` or `--name=value`, by hand, so that the examples need no further
+//! crates.
 
 use std::fmt::Display;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};

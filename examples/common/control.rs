@@ -1,7 +1,7 @@
 //! The examples' own protocol around the echo.
 //!
-//! The client says how many messages will follow, sends them, and says when it has them all back. The server answers
-//! that with its counts.
+//! The client says how many messages will follow, sends them, and says when it has them all back.
+//! The server answers that with its counts.
 
 use smbdirect::transport::Stats;
 

@@ -1,5 +1,5 @@
-//! Bytes that depend on the seed, the connection and the place in the order, so that nothing can be lost, doubled or
-//! swapped unseen. (Messages of a byte or two say less than longer ones.)
+//! Bytes that depend on the seed, the connection and the place in the order, so that nothing can be
+//! lost, doubled or swapped unseen. (Messages of a byte or two say less than longer ones.)
 
 /// Fills a message.
 pub(crate) fn fill(message: &mut [u8], seed: u64, connection: u64, sequence: u64) {
