@@ -40,7 +40,7 @@ const ACTS: &[Act] = &[
     Act {
         title: "eight connections, 64 messages in flight on each",
         connections: 8,
-        client: &["--in-flight", "64", "--count", "200"],
+        client: &["--in-flight", "64", "--count", "100"],
     },
 ];
 
