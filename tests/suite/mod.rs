@@ -1,5 +1,7 @@
 //! Transport tests, written once for all providers: a [`Bed`] says where they run.
 
+pub(crate) mod direct;
+
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::thread;
@@ -418,6 +420,12 @@ macro_rules! suite {
             abort_ends_both_sides, bad_messages_are_refused, connecting_to_nobody_fails,
             idle_connections_exchange_probes_only, a_slow_application_loses_nothing,
             every_kind_of_message_arrives, connections_come_and_go, the_caller_may_drive);
+        suite!(@direct $bed, memory_is_written_and_read, a_response_invalidates_its_token,
+            transfers_go_beside_messages, bad_descriptors_post_nothing,
+            a_descriptor_gives_nothing_but_its_range, a_read_only_exposure_is_not_written,
+            a_write_only_exposure_is_not_read, a_reclaimed_descriptor_is_dead,
+            a_descriptor_of_another_connection_is_nothing, many_tiny_descriptors_complete,
+            memory_comes_back_from_a_dead_connection);
 
         #[test]
         fn echo_many() {
@@ -431,6 +439,12 @@ macro_rules! suite {
             options.protocol.send_credit_target = 2;
             $crate::suite::echo_many(&$bed, &options);
         }
+    };
+    (@direct $bed:expr, $($name:ident),*) => {
+        $(#[test]
+        fn $name() {
+            $crate::suite::direct::$name(&$bed);
+        })*
     };
     (@ $bed:expr, $($name:ident),*) => {
         $(#[test]
