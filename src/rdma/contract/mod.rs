@@ -7,6 +7,9 @@
 //!
 //! May import the boundary, and the simulated provider for its bed.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Instant;
+
 mod bed;
 mod closing;
 mod connecting;
@@ -78,13 +81,24 @@ macro_rules! list {
 
 with_promises!(list);
 
-/// Runs all promises, each on a bed of its own, and says on standard error which.
+/// Runs all promises, each on a bed of its own, and says on standard error which of them are kept.
 ///
 /// # Panics
-/// If a promise is broken.
+/// At the end, with the names of the promises that are broken.
 pub fn keep_promises(mut bed: impl FnMut() -> Box<dyn Bed>) {
+    let mut broken = Vec::new();
     for (name, promise) in PROMISES {
-        eprintln!("promise: {name}");
-        promise(&mut *bed());
+        let started = Instant::now();
+        let mut bed = bed();
+        let kept = catch_unwind(AssertUnwindSafe(|| promise(&mut *bed))).is_ok();
+        let seconds = started.elapsed().as_secs_f32();
+        eprintln!(
+            "{name}: {} ({seconds:.1} s)",
+            if kept { "kept" } else { "BROKEN" }
+        );
+        if !kept {
+            broken.push(*name);
+        }
     }
+    assert!(broken.is_empty(), "broken promises: {broken:?}");
 }

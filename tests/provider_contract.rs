@@ -1,0 +1,33 @@
+//! The provider contract on RDMA devices, in a guest that has some: soft-RoCE or soft-iWARP.
+#![cfg(all(feature = "verbs", feature = "testing"))]
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use smbdirect::rdma::Provider;
+use smbdirect::rdma::contract::{RealBed, keep_promises};
+use smbdirect::rdma::verbs::Verbs;
+
+#[test]
+fn devices_keep_the_promises() {
+    if std::env::var_os("SMBDIRECT_GUEST").is_none() {
+        eprintln!("not in a guest with RDMA devices: nothing to do here");
+        return;
+    }
+    let (local, remote) = (address("LOCAL", "10.0.1.1"), address("REMOTE", "10.0.1.2"));
+    keep_promises(|| {
+        let provider = || -> Box<dyn Provider> { Box::new(Verbs::open().expect("RDMA devices")) };
+        Box::new(RealBed::new(
+            [provider(), provider(), provider()],
+            Some(local),
+            remote,
+            // An emulated machine on a busy host.
+            Duration::from_secs(60),
+        ))
+    });
+}
+
+fn address(variable: &str, default: &str) -> IpAddr {
+    let address = std::env::var(variable).unwrap_or_else(|_| default.to_owned());
+    address.parse().expect("an IP address")
+}
