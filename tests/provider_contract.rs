@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use smbdirect::rdma::Provider;
-use smbdirect::rdma::contract::{RealBed, keep_promises};
+use smbdirect::rdma::contract::{Bed, RealBed, keep_promises};
 use smbdirect::rdma::verbs::Verbs;
 
 #[test]
@@ -15,7 +15,13 @@ fn devices_keep_the_promises() {
         return;
     }
     let (local, remote) = (address("LOCAL", "10.0.1.1"), address("REMOTE", "10.0.1.2"));
-    keep_promises(|| {
+    // soft-iWARP serves as many reads as the peer asks for, whatever was accepted, and lets the peer read what is
+    // exposed for writing.
+    let except: &[&str] = match std::env::var("DEVICE").as_deref() {
+        Ok("siw") => &["depths_are_those_both_sides_allow", "rights_are_kept"],
+        _ => &[],
+    };
+    let bed = || -> Box<dyn Bed> {
         let provider = || -> Box<dyn Provider> { Box::new(Verbs::open().expect("RDMA devices")) };
         Box::new(RealBed::new(
             [provider(), provider(), provider()],
@@ -24,7 +30,8 @@ fn devices_keep_the_promises() {
             // An emulated machine on a busy host.
             Duration::from_secs(60),
         ))
-    });
+    };
+    keep_promises(bed, except);
 }
 
 fn address(variable: &str, default: &str) -> IpAddr {

@@ -291,6 +291,36 @@ pub(super) fn reads_beyond_the_depth_wait(bed: &mut dyn Bed) {
     ends.end(link);
 }
 
+/// A read comes back when its bytes are there, although what is posted behind it is done sooner.
+pub(super) fn a_read_is_over_when_its_bytes_are_there(bed: &mut dyn Bed) {
+    let ends = &mut Ends::new(bed);
+    let len = 100_000;
+    let it = Exposed::new(ends, len, RemoteAccess::Read);
+    let server = it.link.server.clone();
+    let domain = ends.provider(server.side).domain(server.conn).unwrap();
+    let bulk = Tip {
+        slab: slab(&domain, len, 2),
+        ..server.clone()
+    };
+    let source = pattern(7, len);
+    for signalled in [true, false] {
+        for _ in 0..4 {
+            let chain = [
+                (signalled, read(&bulk, at(&it.window, 0), len)),
+                (true, say(&server.slab, b"behind")),
+            ];
+            let (posted, _) = ends.try_post(&server, chain);
+            assert_eq!(posted, Ok(()));
+            // The ledger looks that the read comes first.
+            assert!(sink(ends, &server)[..] == source);
+            ends.completions(&server, 1);
+            assert_eq!(ends.message(&it.link.client).0, b"behind");
+            ends.receives(&it.link.client, 1);
+        }
+    }
+    it.end(ends);
+}
+
 /// After its invalidation a window gives its memory back at once.
 pub(super) fn an_invalidated_window_is_given_back(bed: &mut dyn Bed) {
     let ends = &mut Ends::new(bed);

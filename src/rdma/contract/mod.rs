@@ -52,6 +52,7 @@ macro_rules! with_promises {
             memory::a_message_follows_its_writes,
             memory::a_bind_precedes_its_message,
             memory::reads_beyond_the_depth_wait,
+            memory::a_read_is_over_when_its_bytes_are_there,
             memory::an_invalidated_window_is_given_back,
             memory::the_peer_may_invalidate,
             memory::a_bound_window_stays,
@@ -81,13 +82,14 @@ macro_rules! list {
 
 with_promises!(list);
 
-/// Runs all promises, each on a bed of its own, and says on standard error which of them are kept.
+/// Runs the promises, except those that the devices at hand are known to break, each on a bed of its own, and says on
+/// standard error which of them are kept.
 ///
 /// # Panics
 /// At the end, with the names of the promises that are broken.
-pub fn keep_promises(mut bed: impl FnMut() -> Box<dyn Bed>) {
+pub fn keep_promises(mut bed: impl FnMut() -> Box<dyn Bed>, except: &[&str]) {
     let mut broken = Vec::new();
-    for (name, promise) in PROMISES {
+    for (name, promise) in PROMISES.iter().filter(|(name, _)| !except.contains(name)) {
         let started = Instant::now();
         let mut bed = bed();
         let kept = catch_unwind(AssertUnwindSafe(|| promise(&mut *bed))).is_ok();
