@@ -337,7 +337,19 @@ pub(crate) fn a_write_only_exposure_is_not_read(bed: &Bed) {
         .unwrap();
     let target = Target::new([descriptor(&pair, &exposed)]);
     let into = pair.server.allocate(4096).wait().unwrap();
-    assert!(pair.direct().read(into, 0..4096, target).wait().is_err());
+    let result = pair.direct().read(into, 0..4096, target).wait();
+    if pair
+        .client
+        .info()
+        .device
+        .as_deref()
+        .is_some_and(|device| device.starts_with("siw"))
+    {
+        // Soft-iWARP of Linux answers reads from any registered memory of the connection's domain.
+        println!("the device does not check the right to read");
+        return;
+    }
+    assert!(result.is_err());
     pair.assert_ends();
     drop(exposed);
     other.assert_alive();

@@ -52,7 +52,8 @@ impl Access {
     /// Memory that the peer may use in the given way through the registration's own key.
     pub const fn remote(access: RemoteAccess) -> Self {
         Self {
-            local_write: true,
+            // Only what the direction needs: on iWARP the right to write locally may carry the remote one.
+            local_write: matches!(access, RemoteAccess::Write),
             remote_read: matches!(access, RemoteAccess::Read),
             remote_write: matches!(access, RemoteAccess::Write),
             bind: false,

@@ -545,7 +545,7 @@ mod tests {
         assert_eq!(PLAIN.flags(Access::LOCAL), sys::ACCESS_LOCAL_WRITE);
         assert_eq!(
             PLAIN.flags(Access::remote(RemoteAccess::Read)),
-            sys::ACCESS_LOCAL_WRITE | sys::ACCESS_REMOTE_READ
+            sys::ACCESS_REMOTE_READ
         );
         assert_eq!(
             PLAIN.flags(Access::remote(RemoteAccess::Write)),
@@ -570,6 +570,11 @@ mod tests {
         assert_eq!(
             iwarp.flags(Access::LOCAL),
             sys::ACCESS_LOCAL_WRITE | sys::ACCESS_REMOTE_WRITE
+        );
+        // What the peer may read it must not be able to write.
+        assert_eq!(
+            iwarp.flags(Access::remote(RemoteAccess::Read)),
+            sys::ACCESS_REMOTE_READ
         );
     }
 }
