@@ -8,8 +8,8 @@ use std::time::Duration;
 use super::*;
 use crate::rdma::{
     Close, CompletionStatus, ConnId, ConnectParams, Event, IoBuf, ListenOptions, LossReason,
-    Operation, Pieces, PostError, Provider, QpOptions, RdmaError, RdmaOperation, ResolveOptions,
-    SendRequest, Slab, SlabOptions,
+    Operation, Pieces, PostError, Provider, QpOptions, RdmaError, RdmaOperation, RemoteAccess,
+    ResolveOptions, SendRequest, Slab, SlabOptions,
 };
 
 const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
@@ -384,4 +384,105 @@ fn a_send_with_invalidate_kills_a_device_that_lacks_it() {
     pair.pass(MILLI);
     assert_eq!(pair.ends[0].completed(), [(9, CompletionStatus::Other(2))]);
     assert_eq!(pair.ends[1].loss(), Some(&LossReason::Peer));
+}
+
+#[test]
+fn invalidating_what_the_peer_invalidated_panics_soft_roce() {
+    let rxe = DeviceOptions::rxe;
+    let mut pair = Pair::new(5, NetworkOptions::default(), [rxe(), rxe()]);
+    let [client, server] = &mut pair.ends;
+    let memory = client.slab.take().unwrap().pin();
+    let window = (client.provider)
+        .open_window(client.conn, memory, RemoteAccess::Write, None)
+        .unwrap();
+    let request = |operation| SendRequest {
+        cookie: 0,
+        signalled: true,
+        operation,
+    };
+    let bind = request(Operation::Bind { window: window.id });
+    client
+        .provider
+        .post_send(client.conn, &mut [bind].into())
+        .unwrap();
+    let mut answer = server.request(0);
+    if let Operation::Send { invalidate, .. } = &mut answer.operation {
+        *invalidate = Some(window.key);
+    }
+    server
+        .provider
+        .post_send(server.conn, &mut [answer].into())
+        .unwrap();
+    pair.pass(MILLI);
+    assert!(pair.network.violations().is_empty());
+    let client = &mut pair.ends[0];
+    let invalidate = request(Operation::Invalidate { window: window.id });
+    client
+        .provider
+        .post_send(client.conn, &mut [invalidate].into())
+        .unwrap();
+    pair.pass(MILLI);
+    let violations = pair.network.take_violations();
+    assert_eq!(violations.len(), 1);
+    assert_eq!(violations[0].kind, ViolationKind::FreeWindowInvalidated);
+    assert!(pair.ends[0].loss().is_some());
+}
+
+#[test]
+fn connecting_without_a_receive_is_a_violation() {
+    let network = Network::new(0, NetworkOptions::default());
+    let now = network.now();
+    let mut client = network.provider(CLIENT);
+    let _server = network.provider(SERVER);
+    let conn = client
+        .resolve((SERVER, 1).into(), &ResolveOptions::default(), now)
+        .unwrap();
+    network.advance(MILLI);
+    client.create_qp(conn, &QpOptions::default()).unwrap();
+    client
+        .connect(conn, &ConnectParams::default(), now)
+        .unwrap();
+    let violations = network.take_violations();
+    assert_eq!(violations[0].kind, ViolationKind::NoReceiveAtConnect);
+}
+
+#[test]
+fn events_of_several_connections_are_reordered_those_of_one_never() {
+    let options = NetworkOptions {
+        report_jitter: SECOND,
+        ..NetworkOptions::default()
+    };
+    let network = Network::new(9, options);
+    let now = network.now();
+    let mut client = network.provider(CLIENT);
+    let _server = network.provider(SERVER);
+    let resolve = |client: &mut SimProvider| {
+        client
+            .resolve((SERVER, 1).into(), &ResolveOptions::default(), now)
+            .unwrap()
+    };
+    let conns: Vec<ConnId> = (0..16).map(|_| resolve(&mut client)).collect();
+    network.advance(MILLI);
+    for conn in &conns {
+        client.close(*conn, Close::Abort, now);
+    }
+    network.advance(60 * SECOND);
+    let mut events = VecDeque::new();
+    client.poll(now, &mut events, usize::MAX);
+    let of = |conn: &ConnId| {
+        let kinds = events.iter().filter_map(|e| match e {
+            Event::Resolved { conn: c } if c == conn => Some("resolved"),
+            Event::Disconnected { conn: c, .. } if c == conn => Some("gone"),
+            _ => None,
+        });
+        kinds.collect::<Vec<_>>()
+    };
+    for conn in &conns {
+        assert_eq!(of(conn), ["resolved", "gone"]);
+    }
+    let resolved = events.iter().filter_map(|e| match e {
+        Event::Resolved { conn } => Some(*conn),
+        _ => None,
+    });
+    assert_ne!(resolved.collect::<Vec<_>>(), conns);
 }
