@@ -126,20 +126,30 @@ impl<T> Ring<T> {
         Some(item)
     }
 
-    /// Whether a request with this number is posted.
-    pub(crate) fn contains(&self, sequence: u32) -> bool {
+    /// The request with this number, while it is posted.
+    pub(crate) fn get_mut(&mut self, sequence: u32) -> Option<&mut T> {
         let place = sequence.wrapping_sub(self.base) as usize;
-        matches!(self.items.get(place), Some(Some(_)))
+        self.items.get_mut(place)?.as_mut()
     }
 
-    /// The eldest that is posted, with its number.
-    pub(crate) fn pop_front(&mut self) -> Option<(u32, T)> {
+    /// All that was posted before the request with this number and is posted still.
+    pub(crate) fn before(&mut self, sequence: u32) -> impl Iterator<Item = &mut T> {
+        let count = sequence.wrapping_sub(self.base) as usize;
+        self.items.iter_mut().take(count).flatten()
+    }
+
+    /// The eldest that is posted.
+    pub(crate) fn front(&self) -> Option<&T> {
+        self.items.iter().flatten().next()
+    }
+
+    /// The eldest that is posted comes back.
+    pub(crate) fn pop_front(&mut self) -> Option<T> {
         while let Some(item) = self.items.pop_front() {
-            let sequence = self.base;
             self.base = self.base.wrapping_add(1);
             if let Some(item) = item {
                 self.live -= 1;
-                return Some((sequence, item));
+                return Some(item);
             }
         }
         None
@@ -175,8 +185,10 @@ mod tests {
             (ring.take(0), ring.take(4), ring.take(77)),
             (None, None, None)
         );
-        assert_eq!(ring.pop_front(), Some((2, 2)));
-        assert_eq!(ring.pop_front(), Some((3, 3)));
+        assert_eq!(ring.front(), Some(&2));
+        assert_eq!(ring.before(3).count(), 1);
+        assert_eq!(ring.pop_front(), Some(2));
+        assert_eq!(ring.pop_front(), Some(3));
         assert!(ring.is_empty() && ring.pop_front().is_none());
         assert_eq!(ring.next_sequence(), 4);
     }
@@ -198,7 +210,9 @@ mod tests {
         ring.base = u32::MAX;
         ring.push(1);
         ring.push(2);
-        assert!(ring.contains(u32::MAX) && ring.contains(0) && !ring.contains(1));
+        assert!(ring.get_mut(u32::MAX).is_some() && ring.get_mut(0).is_some());
+        assert!(ring.get_mut(1).is_none());
+        assert_eq!(ring.before(0).count(), 1);
         assert_eq!((ring.take(0), ring.take(u32::MAX)), (Some(2), Some(1)));
         assert_eq!(ring.next_sequence(), 1);
     }

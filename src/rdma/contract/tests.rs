@@ -71,3 +71,55 @@ mod on_iwarp {
         )
     }
 }
+
+/// On two RDMA devices that reach each other: in the guest.
+#[cfg(feature = "verbs")]
+mod on_verbs {
+    use std::net::IpAddr;
+    use std::time::Duration;
+
+    use super::super::*;
+    use crate::rdma::verbs::{DeviceInfo, Verbs, devices};
+    use crate::rdma::{Exposure, Provider};
+
+    macro_rules! promises_on_verbs {
+        ($($module:ident::$name:ident,)*) => {
+            $(
+                #[test]
+                fn $name() {
+                    match bed() {
+                        Some(_) if broken(stringify!($name)) => {
+                            eprintln!("not kept by this device")
+                        }
+                        Some(mut bed) => $module::$name(&mut bed),
+                        None => eprintln!("not run: this is no guest with RDMA devices"),
+                    }
+                }
+            )*
+        };
+    }
+
+    with_promises!(promises_on_verbs);
+
+    /// Promises that soft-iWARP does not keep: it asks for no right when the peer reads, and serves as many reads as
+    /// the peer asks for, whatever was accepted.
+    fn broken(name: &str) -> bool {
+        let siw = |device: &DeviceInfo| device.capabilities.exposure == Exposure::Registration;
+        ["rights_are_kept", "depths_are_those_both_sides_allow"].contains(&name)
+            && devices().unwrap().iter().any(siw)
+    }
+
+    fn bed() -> Option<RealBed> {
+        std::env::var_os("SMBDIRECT_GUEST")?;
+        let address = |name: &str| std::env::var(name).ok()?.parse::<IpAddr>().ok();
+        let (local, remote) = (address("LOCAL")?, address("REMOTE")?);
+        let provider = || -> Box<dyn Provider> { Box::new(Verbs::open().unwrap()) };
+        let providers = [provider(), provider(), provider()];
+        Some(RealBed::new(
+            providers,
+            Some(local),
+            remote,
+            Duration::from_secs(60),
+        ))
+    }
+}

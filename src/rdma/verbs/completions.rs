@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
-use super::conn::{FLUSH_TIME, GRACE, State};
+use super::conn::{FLUSH_TIME, GRACE, Posted, State};
 use super::errors;
 use super::provider::Verbs;
 use super::sys;
@@ -132,36 +132,35 @@ impl Verbs {
         let Some(conn) = self.conns[id.index as usize].content.as_mut() else {
             return;
         };
-        if !conn.sends.contains(sequence) {
+        let Some(posted) = conn.sends.get_mut(sequence) else {
             return;
-        }
+        };
         let status = errors::status(raw.status);
-        // What was posted before without a signal is over too: the queue works in order. Where this one was
-        // executed they were successful; where it was flushed nobody knows.
+        let operation = kind(&posted.request);
+        posted.done = Some(status);
+        // What was posted before without a completion of its own is over too: the queue works in order. Where this
+        // one was executed they were successful; where it was flushed nobody knows.
         let elder = match status {
             CompletionStatus::Flushed => CompletionStatus::Flushed,
             _ => CompletionStatus::Success,
         };
-        let mut operation = RdmaOperation::Send;
-        while let Some((number, request)) = conn.sends.pop_front() {
-            let last = number == sequence;
-            let status = if last { status } else { elder };
+        for posted in conn.sends.before(sequence).filter(|posted| !posted.own) {
+            posted.done.get_or_insert(elder);
+        }
+        while let Some(status) = conn.sends.front().and_then(|posted| posted.done) {
+            let Some(Posted { request, .. }) = conn.sends.pop_front() else {
+                break;
+            };
             if status == CompletionStatus::Success
                 && let Operation::Invalidate { window } = &request.operation
             {
                 conn.windows.invalidated(*window);
-            }
-            if last {
-                operation = kind(&request);
             }
             out.push_back(Event::Completed {
                 conn: id,
                 request,
                 status,
             });
-            if last {
-                break;
-            }
         }
         if conn.state == State::Draining && conn.sends.is_empty() {
             self.recheck = true;
@@ -301,14 +300,14 @@ impl Verbs {
         }
         let all_back = conn.idle();
         conn.destroy_queue_pair();
-        while let Some((_, request)) = conn.sends.pop_front() {
+        while let Some(Posted { request, done, .. }) = conn.sends.pop_front() {
             out.push_back(Event::Completed {
                 conn: id,
                 request,
-                status: CompletionStatus::Flushed,
+                status: done.unwrap_or(CompletionStatus::Flushed),
             });
         }
-        while let Some((_, buffer)) = conn.receives.pop_front() {
+        while let Some(buffer) = conn.receives.pop_front() {
             out.push_back(Event::Flushed { conn: id, buffer });
         }
         if let (Some(device), Some((queue, places))) = (conn.device, conn.reserved) {

@@ -8,7 +8,8 @@ use super::resources::{ProtectionDomain, QueuePair};
 use super::windows::Windows;
 use crate::rdma::inflight::Ring;
 use crate::rdma::{
-    Domain, FabricFilter, IoBuf, LossReason, PeerInfo, RdmaError, RdmaOperation, SendRequest,
+    CompletionStatus, Domain, FabricFilter, IoBuf, LossReason, PeerInfo, RdmaError, RdmaOperation,
+    SendRequest,
 };
 
 /// How long flushed requests may take to come back before the queue pair is destroyed under them.
@@ -62,7 +63,7 @@ impl State {
 pub(super) struct Conn {
     pub(super) state: State,
     pub(super) queue_pair: Option<QueuePair>,
-    pub(super) sends: Ring<SendRequest>,
+    pub(super) sends: Ring<Posted>,
     pub(super) receives: Ring<IoBuf>,
     pub(super) windows: Windows,
     pub(super) cm: Arc<CmId>,
@@ -86,6 +87,15 @@ pub(super) struct Conn {
     pub(super) depths: Depths,
     /// What came with the peer's connect.
     pub(super) private_data: Vec<u8>,
+}
+
+/// A request in the send queue.
+pub(super) struct Posted {
+    pub(super) request: SendRequest,
+    /// It has a completion of its own: another's says nothing of it.
+    pub(super) own: bool,
+    /// How it ended; kept while elders are under way, so that all come back in order.
+    pub(super) done: Option<CompletionStatus>,
 }
 
 /// What is needed to resolve.

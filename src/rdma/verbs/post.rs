@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::conn::Conn;
+use super::conn::{Conn, Posted};
 use super::sys;
 use super::windows::Invalidation;
 use crate::rdma::inflight::{Queue, WorkId};
@@ -195,7 +195,12 @@ impl Workspace {
                 .work(conn, request, &limits)
                 .ok_or(PostError::Invalid)?;
             // Room in the queue comes back with a signalled completion only, so that there is one at half of it.
-            if request.signalled || conn.unsignalled + 1 >= (limits.depth / 2).max(1) {
+            // A Read always has its own: soft-iWARP completes younger requests while it is under way, and until its
+            // own completion the device writes to its memory.
+            let own = request.signalled
+                || matches!(request.operation, Operation::Read { .. })
+                || conn.unsignalled + 1 >= (limits.depth / 2).max(1);
+            if own {
                 work.send_flags |= sys::SEND_SIGNALED;
                 conn.unsignalled = 0;
             } else {
@@ -206,7 +211,11 @@ impl Workspace {
             self.counts.push(work.num_sge.max(0) as usize);
             self.sends.push(work);
             if let Some(request) = chain.pop_front() {
-                conn.sends.push(request);
+                conn.sends.push(Posted {
+                    request,
+                    own,
+                    done: None,
+                });
             }
         }
         Ok(())
@@ -358,7 +367,7 @@ impl Workspace {
             return Ok(());
         };
         for _ in taken..built {
-            let Some(request) = conn.sends.unpush() else {
+            let Some(Posted { request, .. }) = conn.sends.unpush() else {
                 break;
             };
             match request.operation {

@@ -79,6 +79,12 @@ impl Quirks {
                 quirks.connect_sleeps = true;
                 quirks
                     .notes
+                    .push("soft-iWARP completes Sends and Writes before elder Reads: put in order");
+                quirks
+                    .notes
+                    .push("soft-iWARP serves more RDMA reads than were accepted, if the peer asks");
+                quirks
+                    .notes
                     .push("soft-iWARP lets the peer read what is exposed for writing");
                 quirks
                     .notes

@@ -1116,26 +1116,53 @@ fn a_sleeper_is_woken() {
     world.end((client, server));
 }
 
+/// What all devices have of a kind (`qp`, `mr`, `cm_id`), as the kernel counts.
+fn resources(kind: &str) -> u32 {
+    let output = std::process::Command::new("rdma")
+        .args(["resource", "show"])
+        .output()
+        .expect("the guest has iproute2");
+    let text = String::from_utf8(output.stdout).unwrap();
+    let mut words = text.split_whitespace();
+    let mut count = 0;
+    while let Some(word) = words.next() {
+        if word == kind {
+            count += words.next().unwrap().parse::<u32>().unwrap();
+        }
+    }
+    count
+}
+
 #[test]
 fn a_hundred_connections_leave_nothing_behind() {
     let Some(mut world) = World::new() else {
         return;
     };
+    // What stays with the provider is there after the first.
+    let first = world.connect();
+    world.end(first);
+    let kinds = ["qp", "mr", "cm_id", "cq"];
+    let before = kinds.map(resources);
     let mut ends = Vec::new();
     for i in 0..100 {
         let (client, server) = world.connect();
-        assert_eq!(
-            world.execute(&client, vec![client.send(50, i)]),
-            CompletionStatus::Success
-        );
-        check(&world.received(&server).0, i);
+        let window = client.expose(&mut world, RemoteAccess::Write, i);
+        let chain = vec![server.write(64, i, &window, 0), server.send(50, i)];
+        assert_eq!(world.execute(&server, chain), CompletionStatus::Success);
+        check(&world.received(&client).0, i);
         ends.push((client, server));
     }
+    let during = kinds.map(resources);
+    assert!(during[0] >= before[0] + 200 && during[1] >= before[1] + 400);
     for ends in ends {
         world.end(ends);
     }
     let (client, server) = world.connect();
     world.end((client, server));
+    let after = kinds.map(resources);
+    // Completion queues are kept; everything else is as it was.
+    assert_eq!(after[..3], before[..3], "{kinds:?}");
+    assert!(after[3] <= before[3] + 4);
 }
 
 #[test]
