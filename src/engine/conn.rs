@@ -699,7 +699,9 @@ impl Conn {
         }
         self.stats.registrations += 1;
         self.reserve(len, wanted.max(8)).ok()?;
-        lock(&pools).take(len)
+        // What others were lent, or have queued, may exceed what is reserved. Nobody tells this
+        // connection when they give it back, so that it must not wait for that.
+        lock(&pools).allocate(len).ok()
     }
 
     fn reserve(&mut self, len: usize, count: usize) -> Result<(), RdmaError> {

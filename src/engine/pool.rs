@@ -184,6 +184,18 @@ mod tests {
     }
 
     #[test]
+    fn slots_that_others_hold_beyond_their_reservation_are_replaced() {
+        let mut pools = Pools::new(PlainDomain::shared(), SlabOptions::default());
+        pools.reserve(1364, 10).unwrap();
+        let lent: Vec<IoBuf> = std::iter::from_fn(|| pools.take(1364)).collect();
+        assert!(lent.len() > 10);
+        // The reservation alone is covered by what exists, none of which is free.
+        pools.reserve(1364, 8).unwrap();
+        assert!(pools.take(1364).is_none());
+        assert!(pools.allocate(1364).is_ok());
+    }
+
+    #[test]
     fn sizes_fall_into_few_classes() {
         assert_eq!(
             [1, 512, 1364, 2048, 2049, 8192].map(class_size),
