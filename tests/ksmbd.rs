@@ -1,5 +1,5 @@
-//! A client against the Linux kernel's SMB server: `ksmbd verbs|iwarp ADDRESS:PORT`. The guest's `ksmbd.sh` starts
-//! both; without arguments there is no server, and nothing to test.
+//! A client against the Linux kernel's SMB server: `ksmbd verbs|iwarp ADDRESS:PORT`. The guest's
+//! `ksmbd.sh` starts both; without arguments there is no server, and nothing to test.
 
 use std::env;
 use std::net::SocketAddr;

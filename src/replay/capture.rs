@@ -1,7 +1,9 @@
-//! Reads captures: pcapng files, and in them the bytes of a TCP connection and the Sends of a RoCE connection.
+//! Reads captures: pcapng files, and in them the bytes of a TCP connection and the Sends of a RoCE
+//! connection.
 //!
-//! As simple as one connection of a local test bed allows: little-endian files, IPv4 without fragments, packets that
-//! come in order. What is not so panics, since it would make the tests say nothing.
+//! As simple as one connection of a local test bed allows: little-endian files, IPv4 without
+//! fragments, packets that come in order. What is not so panics, since it would make the tests say
+//! nothing.
 
 use std::io::Read as _;
 
@@ -135,7 +137,8 @@ pub(crate) fn tcp(packets: &[Packet]) -> Vec<Chunk> {
     chunks
 }
 
-/// The Sends of the capture's one reliable connection of RoCE v2. The first one comes from the client.
+/// The Sends of the capture's one reliable connection of RoCE v2. The first one comes from the
+/// client.
 pub(crate) fn roce(packets: &[Packet]) -> Vec<Send> {
     const PORT: usize = 4791;
     const SEND_OPCODES: [u8; 5] = [0x00, 0x01, 0x02, 0x03, 0x16];
@@ -175,7 +178,8 @@ pub(crate) fn roce(packets: &[Packet]) -> Vec<Send> {
     sends
 }
 
-/// The client's address: the handshakes of TCP and of the RDMA connection manager begin with a packet of its.
+/// The client's address: the handshakes of TCP and of the RDMA connection manager begin with a
+/// packet of its.
 pub(crate) fn client_address(packets: &[Packet]) -> [u8; 4] {
     packets.first().expect("a packet").source
 }

@@ -1,7 +1,8 @@
-//! Real sessions, captured between the Linux kernel's client (cifs) and server (ksmbd), replayed through our parsers
-//! and state machines. Tests only; may import everything.
+//! Real sessions, captured between the Linux kernel's client (cifs) and server (ksmbd), replayed
+//! through our parsers and state machines. Tests only; may import everything.
 //!
-//! `tests/data` has the captures, and beside each the SMB2 messages that tshark finds in it (its README says how).
+//! `tests/data` has the captures, and beside each the SMB2 messages that tshark finds in it (its
+//! README says how).
 
 mod capture;
 mod observer;

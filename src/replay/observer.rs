@@ -1,6 +1,6 @@
-//! A passive observer of SMB Direct: checks what both sides send against the rules, with the protocol's own parsers,
-//! and puts the upper layer's messages together in two ways: by its own few lines, and by two [`Connection`]s that
-//! get what the real ends got.
+//! A passive observer of SMB Direct: checks what both sides send against the rules, with the
+//! protocol's own parsers, and puts the upper layer's messages together in two ways: by its own few
+//! lines, and by two [`Connection`]s that get what the real ends got.
 
 use std::time::Instant;
 
@@ -116,8 +116,8 @@ fn negotiate(request: &Send, response: &Send) -> [End; 2] {
     ]
 }
 
-/// The same session as [`Connection`]s see it: one in the place of each end, getting what the other end sent. They
-/// play their own part meanwhile, which nobody hears.
+/// The same session as [`Connection`]s see it: one in the place of each end, getting what the other
+/// end sent. They play their own part meanwhile, which nobody hears.
 pub(crate) fn deliver(sends: &[Send]) -> Vec<Message> {
     let now = Instant::now();
     let mut client = Receiver::new(Role::Initiator, now);

@@ -1,6 +1,8 @@
-# For test scripts: an echo server on one end of the cable and a client on the other, with proof that the bytes crossed.
+# For test scripts: an echo server on one end of the cable and a client on the other, with proof
+# that the bytes crossed.
 
-# The server's words, then `--`, then the client's. SIZES, COUNT, CONNECTIONS and IN_FLIGHT say how much.
+# The server's words, then `--`, then the client's. SIZES, COUNT, CONNECTIONS and IN_FLIGHT say how
+# much.
 echo_over_the_wire() {
     local server_words=() pid status=0
     while [ "$1" != -- ]; do
@@ -15,8 +17,8 @@ echo_over_the_wire() {
     echo_server --address "$REMOTE" --port "$PORT" --port-file /tmp/port --accept "$CONNECTIONS" \
         "${server_words[@]}" >/tmp/server.log 2>&1 &
     pid=$!
-    echo_client --address "$REMOTE" --port-file /tmp/port --connections "$CONNECTIONS" --sizes "$SIZES" \
-        --count "$COUNT" --in-flight "$IN_FLIGHT" "$@" || status=$?
+    echo_client --address "$REMOTE" --port-file /tmp/port --connections "$CONNECTIONS" \
+        --sizes "$SIZES" --count "$COUNT" --in-flight "$IN_FLIGHT" "$@" || status=$?
     # After a failure of the client nobody may come any more.
     [ $status = 0 ] || kill $pid 2>/dev/null || true
     wait $pid || status=1
@@ -28,7 +30,8 @@ echo_over_the_wire() {
     payload=$(payload_bytes)
     crossed_out=$(($(wire_bytes tx) - before_out)) crossed_in=$(($(wire_bytes rx) - before_in))
     packets=$(($(device_packets) - before_packets))
-    echo "crossed the wire: $payload bytes of messages each way; v0 sent $crossed_out and received $crossed_in bytes"
+    echo "crossed the wire: $payload bytes of messages each way;" \
+        "$LOCAL_LINK sent $crossed_out and received $crossed_in bytes"
     [ $crossed_out -ge "$payload" ] && [ $crossed_in -ge "$payload" ] || return 1
     if [ "$DEVICE" = rxe ]; then
         echo "rdma statistic: $LOCAL_DEVICE sent $packets packets"

@@ -1,5 +1,5 @@
-# For test scripts: the kernel's SMB server on $REMOTE, with one share (/srv/share, user test, password secret). It
-# listens on TCP port 445 and for RDMA on $PORT.
+# For test scripts: the kernel's SMB server on $REMOTE, with one share (/srv/share, user test,
+# password secret). It listens on TCP port 445 and for RDMA on $PORT.
 start_ksmbd() { # further lines of the global section
     mkdir -p /srv/share /etc/ksmbd /run/ksmbd
     mount -t tmpfs -o size=600m tmpfs /srv/share
@@ -25,8 +25,8 @@ CONF
     ksmbd.mountd -n >/tmp/ksmbd.log 2>&1 &
     local i
     for ((i = 0; i < 100; i++)); do
-        # The RDMA listener comes after the TCP one. Nothing may connect to it to find out: a connection that is closed
-        # before its MPA request would end siw's listener.
+        # The RDMA listener comes after the TCP one. Nothing may connect to it to find out: a
+        # connection that is closed before its MPA request would end siw's listener.
         rdma resource show cm_id 2>/dev/null | grep -q LISTEN && return 0
         sleep 0.2
     done

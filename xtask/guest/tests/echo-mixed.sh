@@ -1,7 +1,8 @@
 # devices: siw
 # timeout: 420
 #
-# The software iWARP of the crate against the kernel's, in both roles, with and without CRC (siw uses it if asked).
+# The software iWARP of the crate against the kernel's, in both roles, with and without CRC (siw
+# uses it if asked).
 set -e
 . "$REPO/xtask/guest/echo.sh"
 

@@ -1,7 +1,8 @@
 # devices: rxe siw
 # timeout: 420
 #
-# Messages of 1 B to 1 MiB over the device: 64 in flight, on one connection and on eight, every byte verified.
+# Messages of 1 B to 1 MiB over the device: 64 in flight, on one connection and on eight, every byte
+# verified.
 set -e
 . "$REPO/xtask/guest/echo.sh"
 
