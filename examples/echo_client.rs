@@ -145,7 +145,7 @@ fn options() -> Result<Option<Options>, String> {
                 options.sizes = args
                     .text()?
                     .split(',')
-                    .map(size)
+                    .map(units::parse)
                     .collect::<Result<_, _>>()?;
             }
             "--count" => options.count = Some(args.value()?),
@@ -157,25 +157,6 @@ fn options() -> Result<Option<Options>, String> {
         }
     }
     Ok(Some(options))
-}
-
-/// "64", "4KiB" or "1MiB".
-fn size(text: &str) -> Result<usize, String> {
-    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
-    let unit = match &text[digits.len()..] {
-        "" | "B" => 1,
-        "K" | "KiB" => 1 << 10,
-        "M" | "MiB" => 1 << 20,
-        _ => return Err(format!("--sizes {text}: the units are KiB and MiB")),
-    };
-    match digits
-        .parse::<usize>()
-        .ok()
-        .and_then(|number| number.checked_mul(unit))
-    {
-        None | Some(0) => Err(format!("--sizes {text}: a number of bytes, at least 1")),
-        Some(size) => Ok(size),
-    }
 }
 
 fn read_port(path: &Path) -> Result<u16, String> {

@@ -25,3 +25,23 @@ pub(crate) fn bytes(number: u64) -> String {
     let decimals = usize::from(value.fract() != 0.0);
     format!("{value:.decimals$} {}", units[unit])
 }
+
+/// "64", "4KiB" or "1MiB".
+#[allow(dead_code)] // Not every example takes sizes.
+pub(crate) fn parse(text: &str) -> Result<usize, String> {
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let unit = match &text[digits.len()..] {
+        "" | "B" => 1,
+        "K" | "KiB" => 1 << 10,
+        "M" | "MiB" => 1 << 20,
+        _ => return Err(format!("{text}: the units are KiB and MiB")),
+    };
+    match digits
+        .parse::<usize>()
+        .ok()
+        .and_then(|number| number.checked_mul(unit))
+    {
+        None | Some(0) => Err(format!("{text}: a number of bytes, at least 1")),
+        Some(size) => Ok(size),
+    }
+}

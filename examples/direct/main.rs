@@ -1,0 +1,188 @@
+//! A small block store over direct placement: the client exposes memory, and the server writes a file's content into
+//! it, or reads it out of it into the file. File data never travels in messages.
+//!
+//! Alone it is both sides over the loopback; `serve` and `client` are the two sides on two machines.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::thread;
+
+use smbdirect::engine::ChannelOptions;
+use smbdirect::transport::{Listener, ListenerExt};
+
+use args::{Arguments, COMMON_HELP, Common, Wanted};
+use endpoint::Endpoint;
+
+#[path = "../common/args.rs"]
+mod args;
+mod client;
+#[path = "../common/endpoint.rs"]
+mod endpoint;
+#[path = "../common/payload.rs"]
+mod payload;
+mod protocol;
+mod server;
+#[path = "../common/units.rs"]
+mod units;
+
+const HELP: &str = "\
+Moves a file's content between a server's file and a client's memory by RDMA, in both
+directions, many operations in flight, and compares checksums of both sides.
+
+Usage: direct [serve | client] [OPTIONS]
+
+Without `serve` or `client` it is both, over the loopback.
+
+  --address A        the server's address (default 127.0.0.1)
+  --port N           and port (default: any when it is both; else 5445 for iwarp, 445 for
+                     verbs)
+  --sizes S,...      sizes of the content in bytes, KiB or MiB (default 1,4KiB,1MiB,64MiB);
+                     larger ones than the negotiated maximum are split
+  --total BYTES      bytes per size and direction at least (default 64MiB)
+  --in-flight N      operations under way (default 32)
+  --seed N           other content (default 1)
+  --store FILE       serve: the file (default: a temporary one, removed at the end)
+  --once             serve: end after one client";
+
+/// What the command line says.
+pub(crate) struct Options {
+    common: Common,
+    role: Role,
+    pub(crate) sizes: Vec<usize>,
+    pub(crate) total: usize,
+    pub(crate) in_flight: usize,
+    pub(crate) seed: u64,
+    store: Option<PathBuf>,
+    once: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    Both,
+    Serve,
+    Client,
+}
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("direct: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(), String> {
+    let Some(options) = options()? else {
+        println!("{HELP}\n{COMMON_HELP}");
+        return Ok(());
+    };
+    if options.common.provider == Wanted::Tcp {
+        return Err("direct placement needs RDMA: --provider iwarp works everywhere".into());
+    }
+    let endpoint = Endpoint::open(&options.common)?;
+    let Some(reactor) = &endpoint.reactor else {
+        return Err("direct placement needs RDMA: --provider iwarp works everywhere".into());
+    };
+    println!("provider {}", endpoint.choice);
+    let mut address = endpoint.address(&options.common);
+    if options.role == Role::Both && options.common.port.is_none() {
+        address.set_port(0);
+    }
+    let mut serving = None;
+    if options.role != Role::Client {
+        let listener = reactor
+            .listen(&[address], ChannelOptions::default())
+            .map_err(|error| endpoint::explain("cannot listen on", address, &error))?;
+        address = listener
+            .local_addresses()
+            .first()
+            .copied()
+            .unwrap_or(address);
+        println!("block store on {address}");
+        let store = server::Store::open(options.store.as_deref())?;
+        let once = options.once || options.role == Role::Both;
+        serving = Some(thread::spawn(move || serve(&listener, &store, once)));
+    }
+    let result = match options.role {
+        Role::Serve => Ok(()),
+        Role::Both | Role::Client => {
+            // Two ends in one process want two reactors, as two machines have.
+            let own = Endpoint::open(&options.common)?;
+            let result = match &own.reactor {
+                Some(reactor) => client::run(reactor, address, &options),
+                None => Ok(()),
+            };
+            own.shut_down();
+            result
+        }
+    };
+    let served = match serving {
+        Some(thread) if result.is_ok() => thread
+            .join()
+            .unwrap_or_else(|_| Err("the server's thread panicked".into())),
+        _ => Ok(()),
+    };
+    endpoint.shut_down();
+    result.and(served)
+}
+
+fn serve(listener: &dyn Listener, store: &server::Store, once: bool) -> Result<(), String> {
+    loop {
+        let transport = listener
+            .accept_blocking(None)
+            .map_err(|error| format!("cannot accept connections any more: {error}"))?;
+        let peer = transport.info().peer;
+        let result = server::serve(&transport, store);
+        match &result {
+            Ok(served) => println!(
+                "client {peer}: {} read and {} written by RDMA, in {} operations",
+                units::bytes(served.bytes_read),
+                units::bytes(served.bytes_written),
+                units::count(served.operations)
+            ),
+            Err(error) => println!("client {peer}: {error}"),
+        }
+        if once {
+            return result.map(|_| ());
+        }
+    }
+}
+
+/// The options; `None` if help is wanted.
+fn options() -> Result<Option<Options>, String> {
+    let mut args = Arguments::of_this_process();
+    let mut options = Options {
+        common: Common::new(),
+        role: Role::Both,
+        sizes: vec![1, 4 << 10, 1 << 20, 64 << 20],
+        total: 64 << 20,
+        in_flight: 32,
+        seed: 1,
+        store: None,
+        once: false,
+    };
+    while let Some(name) = args.option()? {
+        match name.as_str() {
+            "--help" | "-h" => return Ok(None),
+            "serve" => options.role = Role::Serve,
+            "client" => options.role = Role::Client,
+            "--sizes" => {
+                options.sizes = args
+                    .text()?
+                    .split(',')
+                    .map(units::parse)
+                    .collect::<Result<_, _>>()?;
+            }
+            "--total" => options.total = units::parse(&args.text()?)?,
+            "--in-flight" => options.in_flight = args.value::<usize>()?.max(1),
+            "--seed" => options.seed = args.value()?,
+            "--store" => options.store = Some(args.text()?.into()),
+            "--once" => options.once = true,
+            name if options.common.take(name, &mut args)? => {}
+            name => return Err(format!("{name} is unknown; --help lists the options")),
+        }
+    }
+    Ok(Some(options))
+}
