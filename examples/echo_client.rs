@@ -1,11 +1,9 @@
 //! Sends messages of several sizes to `echo_server`, verifies what comes back, and measures.
 
 use std::net::SocketAddr;
-use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use smbdirect::engine::ChannelOptions;
 use smbdirect::transport::tcp::{Tcp, TcpOptions};
@@ -28,6 +26,8 @@ mod json;
 mod measure;
 #[path = "common/payload.rs"]
 mod payload;
+#[path = "common/port_file.rs"]
+mod port_file;
 #[path = "common/report.rs"]
 mod report;
 #[path = "common/units.rs"]
@@ -79,7 +79,7 @@ fn run() -> Result<(), String> {
         return Ok(());
     };
     if let Some(path) = &options.common.port_file {
-        options.common.port = Some(read_port(path)?);
+        options.common.port = Some(port_file::read(path)?);
     }
     let endpoint = Endpoint::open(&options.common)?;
     let address = endpoint.address(&options.common);
@@ -157,24 +157,6 @@ fn options() -> Result<Option<Options>, String> {
         }
     }
     Ok(Some(options))
-}
-
-fn read_port(path: &Path) -> Result<u16, String> {
-    let start = Instant::now();
-    loop {
-        match std::fs::read_to_string(path) {
-            Ok(text) => {
-                return text
-                    .trim()
-                    .parse()
-                    .map_err(|error| format!("--port-file {}: {error}", path.display()));
-            }
-            Err(error) if start.elapsed() > Duration::from_secs(20) => {
-                return Err(format!("--port-file {}: {error}", path.display()));
-            }
-            Err(_) => thread::sleep(Duration::from_millis(10)),
-        }
-    }
 }
 
 fn connect(endpoint: &Endpoint, to: SocketAddr) -> Result<Arc<dyn Transport>, Error> {

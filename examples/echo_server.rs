@@ -1,7 +1,6 @@
 //! Sends every message back. The counterpart of `echo_client`; any number of clients at a time.
 
 use std::net::SocketAddr;
-use std::path::Path;
 use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -25,6 +24,8 @@ mod control;
 mod endpoint;
 #[path = "common/json.rs"]
 mod json;
+#[path = "common/port_file.rs"]
+mod port_file;
 #[path = "common/units.rs"]
 mod units;
 
@@ -72,7 +73,7 @@ fn run() -> Result<bool, String> {
         println!("provider {}", endpoint.choice);
     }
     if let Some(path) = &common.port_file {
-        write_port(path, local.port())?;
+        port_file::write(path, local.port())?;
     }
 
     let mut connections = Vec::new();
@@ -116,14 +117,6 @@ fn listen(endpoint: &Endpoint, address: SocketAddr) -> Result<Box<dyn Listener>,
         Some(reactor) => Box::new(reactor.listen(&[address], ChannelOptions::default())?),
         None => Box::new(TcpListener::bind(&[address], TcpOptions::default())?),
     })
-}
-
-/// Whole or not at all: whoever waits for the file never reads half of it.
-fn write_port(path: &Path, port: u16) -> Result<(), String> {
-    let unfinished = path.with_extension("unfinished");
-    std::fs::write(&unfinished, format!("{port}\n"))
-        .and_then(|()| std::fs::rename(&unfinished, path))
-        .map_err(|error| format!("--port-file {}: {error}", path.display()))
 }
 
 /// One connection from its first message to its end; whether it went well.

@@ -20,6 +20,8 @@ mod client;
 mod endpoint;
 #[path = "../common/payload.rs"]
 mod payload;
+#[path = "../common/port_file.rs"]
+mod port_file;
 mod protocol;
 mod server;
 #[path = "../common/units.rs"]
@@ -36,6 +38,7 @@ Without `serve` or `client` it is both, over the loopback.
   --address A        the server's address (default 127.0.0.1)
   --port N           and port (default: any when it is both; else 5445 for iwarp, 445 for
                      verbs)
+  --port-file FILE   the server writes its port there, the client takes it from there
   --sizes S,...      sizes of the content in bytes, KiB or MiB (default 1,4KiB,1MiB,64MiB);
                      larger ones than the negotiated maximum are split
   --total BYTES      bytes per size and direction at least (default 64MiB)
@@ -90,6 +93,11 @@ fn run() -> Result<(), String> {
     if options.role == Role::Both && options.common.port.is_none() {
         address.set_port(0);
     }
+    if options.role == Role::Client
+        && let Some(path) = &options.common.port_file
+    {
+        address.set_port(port_file::read(path)?);
+    }
     let mut serving = None;
     if options.role != Role::Client {
         let listener = reactor
@@ -101,6 +109,9 @@ fn run() -> Result<(), String> {
             .copied()
             .unwrap_or(address);
         println!("block store on {address}");
+        if let Some(path) = &options.common.port_file {
+            port_file::write(path, address.port())?;
+        }
         let store = server::Store::open(options.store.as_deref())?;
         let once = options.once || options.role == Role::Both;
         serving = Some(thread::spawn(move || serve(&listener, &store, once)));

@@ -1,5 +1,5 @@
-//! `cargo xtask demo`: an echo server and an echo client, two processes that talk SMB Direct over
-//! loopback.
+//! `cargo xtask demo`: servers and clients of the examples, two processes each time, that talk SMB
+//! Direct over loopback.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,32 +15,45 @@ use crate::process::{self, End, shell_line};
 pub(crate) const HELP: &str = "
 Usage: cargo xtask demo
 
-Builds the examples echo_server and echo_client (with the feature `verbs` where cmake and libclang
-are there), starts them as two processes on this machine, and has them talk SMB Direct over the
-software iWARP on loopback: no RDMA device, no root. Prints what was negotiated and measured, and
-whether both ends counted the same. Status 0 if every byte came back right. Takes a minute for the
+Builds the examples (with the feature `verbs` where cmake and libclang are there), starts servers
+and clients as processes on this machine, and has them talk SMB Direct over the software iWARP on
+loopback: no RDMA device, no root. Prints what was negotiated and measured, and whether both ends
+counted the same. Status 0 if every byte came back right. Takes a minute for the
 build, then some seconds.";
 
 /// More than a run takes on a busy machine.
 const LIMIT: Duration = Duration::from_secs(180);
 
-/// One act: how the client uses the server.
+/// One act: a server and how the client uses it.
 struct Act {
     title: &'static str,
-    connections: u32,
+    server: &'static [&'static str],
     client: &'static [&'static str],
 }
 
 const ACTS: &[Act] = &[
     Act {
         title: "one connection, one message at a time",
-        connections: 1,
-        client: &["--in-flight", "1"],
+        server: &["echo_server", "--accept", "1"],
+        client: &["echo_client", "--in-flight", "1"],
     },
     Act {
         title: "eight connections, 64 messages in flight on each",
-        connections: 8,
-        client: &["--in-flight", "64", "--count", "100"],
+        server: &["echo_server", "--accept", "8"],
+        client: &[
+            "echo_client",
+            "--connections",
+            "8",
+            "--in-flight",
+            "64",
+            "--count",
+            "100",
+        ],
+    },
+    Act {
+        title: "file content between the client's memory and the server, by RDMA",
+        server: &["direct", "serve", "--once"],
+        client: &["direct", "client"],
     },
 ];
 
@@ -80,26 +93,16 @@ fn perform(act: &Act, work: &Path) -> Result<()> {
     let deadline = Instant::now() + LIMIT;
     let port_file = work.join("port");
     let _ = fs::remove_file(&port_file);
-    let connections = act.connections.to_string();
-
     let place = ["--provider", "iwarp", "--address", "127.0.0.1"];
-    let mut server = example("echo_server");
-    server
-        .args(place)
-        .args(["--port", "0", "--accept", &connections]);
-    server.arg("--port-file").arg(&port_file);
+    let mut server = example(act.server, &port_file);
+    server.args(place).args(["--port", "0"]);
     let log = work.join("server.log");
     let output = fs::File::create(&log).context(log.display())?;
     let errors = output.try_clone().context(log.display())?;
-    let mut server = Process::start(server.stdout(output).stderr(errors), "echo_server")?;
+    let mut server = Process::start(server.stdout(output).stderr(errors), act.server[0])?;
 
-    let mut client = example("echo_client");
-    client
-        .args(place)
-        .args(["--connections", &connections])
-        .args(act.client);
-    client.arg("--port-file").arg(&port_file);
-    let client = Process::start(&mut client, "echo_client")?.end(deadline);
+    let mut client = example(act.client, &port_file);
+    let client = Process::start(client.args(place), act.client[0])?.end(deadline);
     // A client that failed may have left the server waiting for it.
     let server = match &client {
         Ok(()) => server.end(deadline),
@@ -112,9 +115,14 @@ fn perform(act: &Act, work: &Path) -> Result<()> {
     client.and(server)
 }
 
-fn example(name: &str) -> Command {
-    let mut command = Command::new(examples::program(name));
-    command.stdin(Stdio::null());
+/// An example's program and the words that go with it.
+fn example(words: &[&str], port_file: &Path) -> Command {
+    let mut command = Command::new(examples::program(words[0]));
+    command
+        .args(&words[1..])
+        .arg("--port-file")
+        .arg(port_file)
+        .stdin(Stdio::null());
     command
 }
 
