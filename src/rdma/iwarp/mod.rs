@@ -27,6 +27,9 @@ mod conn;
 mod crc;
 mod ddp;
 mod fpdu;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod handshake;
 mod listener;
 mod mpa;

@@ -144,12 +144,18 @@ fn fuzz() -> Option<Stage> {
         }
         let list = job.read(&mut job.cargo(["+nightly", "fuzz", "list"]))?;
         for target in list.split_whitespace() {
+            // What is found new goes to the first directory; the second has the committed seeds.
+            let directories = ["corpus", "seeds"].map(|name| format!("fuzz/{name}/{target}"));
+            std::fs::create_dir_all(paths::root().join(&directories[0]))
+                .context("cannot make a directory for the corpus")?;
             // cargo-fuzz would start libFuzzer without end.
             let words = [
                 "+nightly",
                 "fuzz",
                 "run",
                 target,
+                &directories[0],
+                &directories[1],
                 "--",
                 "-max_total_time=10",
                 "-timeout=10",
