@@ -28,6 +28,7 @@ pub(super) fn stages() -> Result<Vec<Stage>> {
         Stage::new("demo", "rust", minutes(15), demo).visible(),
         Stage::new("captures", "interop", minutes(3), captures)
             .needs([Need::Packages(Group::Interop)]),
+        Stage::new("loom", "rust", minutes(15), loom),
         Stage::new("address sanitizer", "nightly", minutes(20), sanitizer).needs([Need::Nightly]),
     ];
     stages.extend(fuzz());
@@ -133,6 +134,14 @@ fn sanitizer(_: &Machine, job: &Job) -> Result<Verdict> {
                 .env("RUSTFLAGS", "-Zsanitizer=address"),
         ),
     )
+}
+
+/// What threads share without a lock, in every interleaving.
+fn loom(_: &Machine, job: &Job) -> Result<Verdict> {
+    let mut command = job.cargo(["test", "-p", "smbdirect", "--lib", "--target-dir"]);
+    // A directory of its own, as for the sanitizer.
+    command.arg(paths::target().join("loom")).arg("free_list");
+    passed(job.run(command.env("RUSTFLAGS", "--cfg loom")))
 }
 
 /// Every fuzz target for some seconds. There is no such stage before there are targets.
