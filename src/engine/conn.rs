@@ -28,6 +28,8 @@ const CONTROL: usize = 64;
 const ZERO_COPY_RESERVE: usize = 16;
 /// How long the answer to a refused negotiation may take to leave.
 const FLUSH: Duration = Duration::from_secs(5);
+/// How long to wait before memory that the system refused is asked for again.
+const RETRY: Duration = Duration::from_millis(20);
 /// Bytes that reassembly allocates at once before a peer has sent them.
 const REASSEMBLY_STEP: usize = 64 << 10;
 
@@ -69,6 +71,8 @@ pub(crate) struct Conn {
     posted_receives: u32,
     /// A graceful close is under way, until then.
     closing: Option<Instant>,
+    /// The system refused memory for slots: the next attempt.
+    retry: Option<Instant>,
     /// The provider was told to close.
     closed: bool,
     reason: Option<DisconnectReason>,
@@ -105,6 +109,7 @@ impl Conn {
             unsignalled: 0,
             posted_receives: 0,
             closing: None,
+            retry: None,
             closed: false,
             reason: None,
             application_ready: true,
@@ -326,12 +331,12 @@ impl Conn {
         self.end(Close::Abort, cx);
     }
 
-    /// The deadline of a graceful close, if one is under way and not yet in the provider's hands.
+    /// When [`Conn::timeout`] wants to be called at the latest.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         if self.closed {
             return None;
         }
-        [self.proto.poll_timeout(), self.closing]
+        [self.proto.poll_timeout(), self.closing, self.retry]
             .into_iter()
             .flatten()
             .min()
@@ -342,6 +347,8 @@ impl Conn {
         if self.closed {
             return;
         }
+        // The pump that follows is the attempt.
+        self.retry = None;
         if self.closing.is_some_and(|deadline| deadline <= cx.now) {
             self.reason.get_or_insert(DisconnectReason::Local);
             self.end(Close::Abort, cx);
@@ -460,7 +467,7 @@ impl Conn {
         }
         let size = self.proto.receive_size() as usize;
         while self.receives.len() < wanted {
-            match self.take_slot(size, wanted - self.receives.len()) {
+            match self.take_slot(size, wanted - self.receives.len(), cx.now) {
                 Some(buffer) => self.receives.push_back(buffer),
                 None => break,
             }
@@ -492,7 +499,7 @@ impl Conn {
                 .send_depth
                 .saturating_sub(self.in_flight + self.chain.len() as u32);
             let size = self.fragment_size();
-            let Some(slot) = self.take_slot(size, 1) else {
+            let Some(slot) = self.take_slot(size, 1, cx.now) else {
                 self.stats.stalls_send_queue += 1;
                 break;
             };
@@ -692,16 +699,21 @@ impl Conn {
     }
 
     /// A slot of `len` bytes, from a larger reservation if there is none.
-    fn take_slot(&mut self, len: usize, wanted: usize) -> Option<IoBuf> {
+    fn take_slot(&mut self, len: usize, wanted: usize, now: Instant) -> Option<IoBuf> {
         let pools = self.pools.clone()?;
         if let Some(slot) = lock(&pools).take(len) {
             return Some(slot);
         }
         self.stats.registrations += 1;
-        self.reserve(len, wanted.max(8)).ok()?;
         // What others were lent, or have queued, may exceed what is reserved. Nobody tells this
         // connection when they give it back, so that it must not wait for that.
-        lock(&pools).allocate(len).ok()
+        let slot = self
+            .reserve(len, wanted.max(8))
+            .and_then(|()| lock(&pools).allocate(len));
+        if slot.is_err() {
+            self.retry.get_or_insert(now + RETRY);
+        }
+        slot.ok()
     }
 
     fn reserve(&mut self, len: usize, count: usize) -> Result<(), RdmaError> {
