@@ -1,5 +1,5 @@
 # devices: none
-# timeout: 180
+# timeout: 300
 # stage: interop
 #
 # The wire of the software iWARP as tshark understands it: an echo over loopback, with and without
