@@ -28,7 +28,7 @@ impl Verbs {
         let recent = self
             .looked
             .is_some_and(|looked| now.saturating_duration_since(looked) < LOOK_INTERVAL);
-        if recent && !self.armed && self.earliest.is_none() {
+        if recent && !self.armed {
             return;
         }
         self.looked = Some(now);

@@ -62,10 +62,6 @@ pub struct Verbs {
     pub(super) cursor: usize,
 }
 
-// SAFETY: what is not `Send` by itself are completions (plain numbers) and the pointers of resources, each of which
-// may be used by any one thread at a time; `&mut self` and ownership see to that.
-unsafe impl Send for Verbs {}
-
 /// What an id of the connection manager belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Key {
@@ -256,6 +252,25 @@ impl Verbs {
             let _ = conn.cm.set_ack_timeout(exponent);
         }
         Ok(wish)
+    }
+}
+
+impl Drop for Verbs {
+    fn drop(&mut self) {
+        let unfinished = |slot: &mut Slot<Conn>| {
+            let calling = slot.content.as_ref().is_some_and(|conn| conn.calling);
+            if calling { slot.content.take() } else { None }
+        };
+        let mut calling: Vec<Conn> = self.conns.iter_mut().filter_map(unfinished).collect();
+        calling.extend(self.parked.drain(..).map(|(_, conn)| conn));
+        self.conns.clear();
+        if !calling.is_empty() {
+            // Helper threads are in `connect` with these ids: their queue pairs, and what these stand on, must wait.
+            let devices = std::mem::take(&mut self.devices);
+            let channel = self.channel.clone();
+            let calls = calling.len();
+            self.connector.outlive(calls, (calling, devices, channel));
+        }
     }
 }
 

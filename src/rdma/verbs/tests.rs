@@ -1181,3 +1181,55 @@ fn dropping_a_provider_ends_its_connections() {
     buf.fill(1);
     assert_eq!(window.len as usize, EXPOSED);
 }
+
+#[test]
+fn an_unfinished_connect_outlives_its_provider() {
+    let Some(mut world) = World::new() else {
+        return;
+    };
+    for _ in 0..5 {
+        let conn = world.resolve();
+        let client = End::new(Who::Client, &mut world, conn);
+        let params = ConnectParams::default();
+        world
+            .client
+            .verbs
+            .connect(conn, &params, Instant::now())
+            .unwrap();
+        world.client = Side::new();
+        // The memory comes back, at the latest when the call has returned.
+        let end = Instant::now() + PATIENCE;
+        while client.messages.free() < client.messages.count() {
+            world.server.poll();
+            world.server.events.clear();
+            assert!(Instant::now() < end);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+/// What a user without privileges is told; `SMBDIRECT_LIMITS` says which limit the caller has set.
+#[test]
+fn limits_are_explained() {
+    match std::env::var("SMBDIRECT_LIMITS").as_deref() {
+        Ok("memory") => {
+            let Some(mut world) = World::new() else {
+                return;
+            };
+            let conn = world.resolve();
+            let domain = world.client.verbs.domain(conn).unwrap();
+            let slab = Slab::new(&domain, 1 << 20, 4, SlabOptions::default());
+            let error = slab.expect_err("4 MiB are more than the limit");
+            let limit = errors::locked_memory_limit().unwrap();
+            let needed = 4 << 20;
+            assert_eq!(error, RdmaError::LockedMemory { limit, needed });
+        }
+        Ok("nodes") => {
+            let node = errors::CM_NODE.to_owned();
+            assert_eq!(Verbs::open().err(), Some(RdmaError::Permission(node)));
+            let error = devices().unwrap_err();
+            assert!(matches!(error, RdmaError::Permission(_)), "{error:?}");
+        }
+        _ => eprintln!("not run: no limits are set"),
+    }
+}
