@@ -136,7 +136,7 @@ fn passed(results: &str) -> usize {
 }
 
 /// Builds the examples and all test programs, and links them into `$BIN` by their plain names.
-fn provide_binaries(machine: &Machine, job: &Job) -> Result<()> {
+pub(super) fn provide_binaries(machine: &Machine, job: &Job) -> Result<()> {
     let bin = paths::target().join("guest/bin");
     let _ = fs::remove_dir_all(&bin);
     fs::create_dir_all(&bin).context(bin.display())?;

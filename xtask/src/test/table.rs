@@ -39,6 +39,12 @@ pub(super) fn stages() -> Result<Vec<Stage>> {
         })
         .needs([Need::Packages(Group::Guest)]),
     );
+    stages.push(
+        Stage::new("guest programs", "guest", minutes(25), |machine, job| {
+            passed(machine.binaries(|| scripts::provide_binaries(machine, job)))
+        })
+        .needs([Need::Verbs]),
+    );
     stages.extend(scripts::stages()?);
     Ok(stages)
 }
