@@ -5,6 +5,7 @@
 pub mod engine;
 pub mod proto;
 pub mod rdma;
+pub mod smb2;
 pub mod transport;
 
 #[cfg(test)]
