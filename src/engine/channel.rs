@@ -97,7 +97,7 @@ impl Channel {
 
     /// Hands a transfer to the reactor. Once the connection has ended it fails at once.
     fn transfer(&self, payload: Payload, target: Target, len: usize, response: Option<Outgoing>) {
-        let bytes = response.as_ref().map_or(0, |response| response.len);
+        let bytes = response.as_ref().map_or(0, Outgoing::cost);
         let transfer = Transfer::new(payload, target, len, response);
         let mut outbox = self.shared.outbox();
         if let Some(reason) = outbox.reason.clone() {
@@ -251,7 +251,7 @@ impl Transport for Channel {
         let outgoing = self.outgoing(message, None)?;
         let mut outbox = self.shared.outbox();
         Self::check(&outbox)?;
-        outbox.bytes += outgoing.len;
+        outbox.bytes += outgoing.cost();
         outbox.messages.push_back(outgoing);
         drop(outbox);
         self.reactor.request(&self.shared);
@@ -401,7 +401,7 @@ impl DirectPlacement for Channel {
         let result = self.outgoing(message, Some(token)).and_then(|outgoing| {
             let mut outbox = self.shared.outbox();
             Self::check(&outbox)?;
-            outbox.bytes += outgoing.len;
+            outbox.bytes += outgoing.cost();
             outbox.messages.push_back(outgoing);
             drop(outbox);
             self.reactor.request(&self.shared);

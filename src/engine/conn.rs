@@ -10,13 +10,14 @@ use bytes::{Bytes, BytesMut};
 
 use super::exposure::Windows;
 use super::options::ChannelOptions;
+use super::outgoing::OutgoingQueue;
 use super::pool::Pools;
-use super::shared::{Body, Closing, ConnShared, Outgoing};
+use super::shared::{Closing, ConnShared};
 use super::transfer::{self, Budget, Finished, Transfers};
-use crate::proto::{self, Delivery, MessageId, Transmit};
+use crate::proto::{self, Delivery};
 use crate::rdma::{
-    Close, CompletionStatus, ConnId, IoBuf, IoPin, LossReason, Operation, Pieces, PostError,
-    Provider, RdmaError, RdmaOperation, SendRequest, Window, WindowId,
+    Close, CompletionStatus, ConnId, IoBuf, IoPin, LossReason, Operation, PostError, Provider,
+    RdmaError, RdmaOperation, SendRequest, Window, WindowId,
 };
 use crate::transport::{Completer, DisconnectReason, Error, Message, Stats, SteeringTag};
 
@@ -54,7 +55,9 @@ pub(crate) struct Conn {
     /// When the timer queue has this connection next.
     pub(crate) scheduled: Option<Instant>,
     reserved: Vec<(usize, usize)>,
-    outgoing: VecDeque<(MessageId, Outgoing)>,
+    outgoing: OutgoingQueue,
+    /// Pieces of a gather list that the queue pair takes.
+    max_pieces: usize,
     /// Requests that go ahead of everything else: binds and invalidations.
     urgent: VecDeque<SendRequest>,
     pub(crate) windows: Windows,
@@ -97,7 +100,8 @@ impl Conn {
             negotiated: false,
             scheduled: None,
             reserved: Vec::new(),
-            outgoing: VecDeque::new(),
+            outgoing: OutgoingQueue::default(),
+            max_pieces: 1,
             urgent: VecDeque::new(),
             windows: Windows::default(),
             transfers: Transfers::default(),
@@ -134,10 +138,12 @@ impl Conn {
         &mut self,
         pools: Arc<Mutex<Pools>>,
         send_depth: u32,
+        max_pieces: usize,
         cx: &mut Context<'_>,
     ) -> Result<(), RdmaError> {
         self.pools = Some(pools);
         self.send_depth = send_depth;
+        self.max_pieces = max_pieces.max(1);
         self.reserve(self.proto.receive_size() as usize, 2)?;
         self.reserve(CONTROL, 2)?;
         self.ready = true;
@@ -427,10 +433,10 @@ impl Conn {
                     Ok(id) => {
                         self.stats.messages_sent += 1;
                         self.stats.bytes_sent += message.len as u64;
-                        self.outgoing.push_back((id, message));
+                        self.outgoing.push(id, message);
                     }
                     // The connection is ending: what it did not take is lost with it.
-                    Err(_) => outbox.bytes = outbox.bytes.saturating_sub(message.len),
+                    Err(_) => outbox.bytes = outbox.bytes.saturating_sub(message.cost()),
                 }
             }
         }
@@ -488,7 +494,6 @@ impl Conn {
     }
 
     fn transmit(&mut self, cx: &mut Context<'_>) {
-        let mut freed = 0;
         while self.in_flight + (self.chain.len() as u32) < self.send_depth
             && let Some(request) = self.urgent.pop_front()
         {
@@ -514,7 +519,10 @@ impl Conn {
                     .stalls_send_credit
                     .add(cx.now.saturating_duration_since(since));
             }
-            let Some(request) = self.build(transmit, slot, &mut freed) else {
+            let Some(request) =
+                self.outgoing
+                    .build(transmit, slot, self.max_pieces, &mut self.stats)
+            else {
                 break;
             };
             self.chain.push_back(request);
@@ -529,6 +537,7 @@ impl Conn {
             self.stats.sends += posted as u64;
             self.check_post(result, cx);
         }
+        let freed = self.outgoing.take_freed();
         if freed > 0 {
             let mut outbox = self.shared.outbox();
             outbox.bytes = outbox.bytes.saturating_sub(freed);
@@ -546,6 +555,7 @@ impl Conn {
             chunk: self.options.max_rdma_chunk.max(1),
             bytes: self.options.max_rdma_in_flight.max(1),
             reads: self.read_depth.max(1),
+            pieces: self.max_pieces,
         };
         while self.transfers.has_turns() && self.in_flight + (self.chain.len() as u32) < most {
             let Some(next) = self.transfers.next(budget) else {
@@ -560,76 +570,6 @@ impl Conn {
                 self.respond = true;
             }
         }
-    }
-
-    /// Makes the request for one message on the wire; `slot` holds any of them.
-    fn build(
-        &mut self,
-        transmit: Transmit,
-        mut slot: IoBuf,
-        freed: &mut usize,
-    ) -> Option<SendRequest> {
-        let header = transmit.header();
-        let mut pieces = Pieces::default();
-        let Some((id, range)) = transmit.payload.clone() else {
-            slot.set_len(header.len());
-            slot.copy_from_slice(header);
-            return Some(request(Pieces::one(slot), transmit.invalidate));
-        };
-        let start = usize::try_from(range.start).ok()?;
-        let end = usize::try_from(range.end).ok()?;
-        // The protocol takes messages in the order in which they were given to it.
-        let (front, outgoing) = self.outgoing.front_mut()?;
-        debug_assert_eq!(*front, id);
-        if !transmit.last_fragment || start > 0 {
-            self.stats.fragments_sent += 1;
-        }
-        match &mut outgoing.body {
-            Body::Bytes(bytes) => {
-                slot.set_len(header.len() + (end - start));
-                slot[..header.len()].copy_from_slice(header);
-                slot[header.len()..].copy_from_slice(&bytes[start..end]);
-                self.stats.copied_bytes += (end - start) as u64;
-                pieces = Pieces::one(slot);
-            }
-            Body::Slot(_) => {
-                let (_, outgoing) = self.outgoing.pop_front()?;
-                *freed += outgoing.len;
-                let Body::Slot(mut buffer) = outgoing.body else {
-                    return None;
-                };
-                buffer[..header.len()].copy_from_slice(header);
-                return Some(request(Pieces::one(buffer), transmit.invalidate));
-            }
-            Body::Gather(gather) => {
-                slot.set_len(header.len());
-                slot.copy_from_slice(header);
-                let parts = || parts(gather.pieces(), start, end);
-                if parts().count() < crate::rdma::MAX_PIECES {
-                    let _ = pieces.push(slot.freeze());
-                    for (piece, range) in parts() {
-                        let _ = pieces.push(piece.slice(range));
-                    }
-                    self.stats.zero_copy_bytes += (end - start) as u64;
-                } else {
-                    // More pieces than a request takes: this fragment is copied.
-                    slot.set_len(header.len() + (end - start));
-                    let mut at = header.len();
-                    for (piece, range) in parts() {
-                        slot[at..at + range.len()].copy_from_slice(&piece[range.clone()]);
-                        at += range.len();
-                    }
-                    self.stats.copied_bytes += (end - start) as u64;
-                    pieces = Pieces::one(slot);
-                }
-            }
-        }
-        if transmit.last_fragment
-            && let Some((_, outgoing)) = self.outgoing.pop_front()
-        {
-            *freed += outgoing.len;
-        }
-        Some(request(pieces, transmit.invalidate))
     }
 
     /// Has the completions reported that somebody needs: at half of the queue, and the last before idle.
@@ -736,32 +676,4 @@ impl Conn {
 pub(crate) fn lock(pools: &Mutex<Pools>) -> MutexGuard<'_, Pools> {
     // Every section under this lock leaves the pools valid, so a panic elsewhere does not spoil them.
     pools.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn request(message: Pieces, invalidate: Option<u32>) -> SendRequest {
-    SendRequest {
-        cookie: 0,
-        signalled: false,
-        operation: Operation::Send {
-            message,
-            invalidate,
-            solicited: false,
-        },
-    }
-}
-
-/// The parts of `pieces` that bytes `start..end` of their concatenation lie in.
-fn parts(
-    pieces: &[crate::rdma::IoBytes],
-    start: usize,
-    end: usize,
-) -> impl Iterator<Item = (&crate::rdma::IoBytes, std::ops::Range<usize>)> {
-    let mut at = 0;
-    pieces.iter().filter_map(move |piece| {
-        let first = at;
-        at += piece.len();
-        let from = start.clamp(first, at);
-        let to = end.clamp(first, at);
-        (from < to).then_some((piece, from - first..to - first))
-    })
 }

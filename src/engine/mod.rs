@@ -10,9 +10,11 @@ mod core;
 mod exposure;
 mod listener;
 mod options;
+mod outgoing;
 mod pool;
 mod rdma_header;
 mod reactor;
+mod setup;
 mod shared;
 #[cfg(test)]
 mod tests;

@@ -37,7 +37,7 @@ impl Default for ReactorOptions {
 pub struct ChannelOptions {
     /// What is offered in the negotiation, and the timers.
     pub protocol: proto::Config,
-    /// Bytes of accepted but unsent messages, above which no more are accepted. One message is always accepted by
+    /// Bytes of memory of accepted but unsent messages, above which no more are accepted. One message is always accepted by
     /// an empty queue.
     pub send_queue_bytes: usize,
     /// Bytes of received messages that the application has not taken, above which no more are received.

@@ -26,7 +26,7 @@ pub(crate) struct ConnShared {
 pub(crate) struct Outbox {
     pub(crate) messages: VecDeque<Outgoing>,
     pub(crate) transfers: VecDeque<Transfer>,
-    /// Bytes accepted and not yet sent, here and in the core.
+    /// Memory of messages accepted and not yet sent, here and in the core ([`Outgoing::cost`]).
     pub(crate) bytes: usize,
     pub(crate) limit: usize,
     pub(crate) waker: Option<Waker>,
@@ -51,6 +51,17 @@ pub(crate) struct Outgoing {
     pub(crate) len: usize,
     /// The peer's key to invalidate with it.
     pub(crate) invalidate: Option<u32>,
+}
+
+impl Outgoing {
+    /// Bytes of memory that it holds while it waits: the queue is bounded by these, so that small messages cannot
+    /// pin more than large ones.
+    pub(crate) fn cost(&self) -> usize {
+        match &self.body {
+            Body::Slot(slot) => slot.capacity(),
+            Body::Bytes(_) | Body::Gather(_) => self.len + size_of::<Self>(),
+        }
+    }
 }
 
 /// Where an accepted message's bytes are.

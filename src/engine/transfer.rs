@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::shared::Outgoing;
 use crate::proto::wire::BufferDescriptorV1;
-use crate::rdma::{IoPin, MAX_PIECES, Operation, Pieces, RemoteAddress, SendRequest};
+use crate::rdma::{IoPin, Operation, Pieces, RemoteAddress, SendRequest};
 use crate::transport::{Completer, Error, Gather, Target};
 
 /// The mark of a transfer's requests in their cookies; the lower half is the transfer's place.
@@ -66,6 +66,8 @@ pub(crate) struct Budget {
     pub(crate) bytes: usize,
     /// Reads: what the peer serves at a time.
     pub(crate) reads: u32,
+    /// Pieces of one gather list.
+    pub(crate) pieces: usize,
 }
 
 /// The end of a transfer, for the counters.
@@ -110,7 +112,7 @@ impl Transfer {
     }
 
     /// The next request of at most `chunk` bytes.
-    fn next(&mut self, chunk: usize) -> Option<(Operation, usize)> {
+    fn next(&mut self, chunk: usize, pieces: usize) -> Option<(Operation, usize)> {
         let descriptor = self.descriptors.get(self.descriptor)?;
         let left = (descriptor.length - self.skip) as usize;
         let mut len = chunk.min(left).min(self.len - self.done);
@@ -120,7 +122,7 @@ impl Transfer {
         };
         let operation = match &self.payload {
             Payload::Write { data, .. } => {
-                let from = gather(data, self.done, &mut len);
+                let from = gather(data, self.done, pieces, &mut len);
                 Operation::Write { from, to: remote }
             }
             Payload::Read { into, start, .. } => {
@@ -220,7 +222,7 @@ impl Transfers {
                 self.turns.push_back(place);
                 continue;
             }
-            let Some((operation, len)) = transfer.next(budget.chunk) else {
+            let Some((operation, len)) = transfer.next(budget.chunk, budget.pieces) else {
                 continue;
             };
             self.bytes_in_flight += len;
@@ -305,7 +307,7 @@ pub(crate) struct Next {
 }
 
 /// The pieces of `data` from byte `start` on; `len` is cut to what one gather list holds.
-fn gather(data: &Gather, start: usize, len: &mut usize) -> Pieces {
+fn gather(data: &Gather, start: usize, max_pieces: usize, len: &mut usize) -> Pieces {
     let mut pieces = Pieces::default();
     let mut at = 0;
     let mut taken = 0;
@@ -315,7 +317,7 @@ fn gather(data: &Gather, start: usize, len: &mut usize) -> Pieces {
         if at <= start + taken {
             continue;
         }
-        if taken == *len || pieces.len() == MAX_PIECES {
+        if taken == *len || pieces.len() == max_pieces {
             break;
         }
         let from = start + taken - first;
@@ -331,7 +333,7 @@ fn gather(data: &Gather, start: usize, len: &mut usize) -> Pieces {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rdma::{PlainDomain, Slab, SlabOptions};
+    use crate::rdma::{MAX_PIECES, PlainDomain, Slab, SlabOptions};
     use crate::transport::Op;
 
     fn descriptors(lengths: &[u32]) -> Vec<BufferDescriptorV1> {
@@ -383,6 +385,7 @@ mod tests {
             chunk,
             bytes: usize::MAX,
             reads: 1,
+            pieces: MAX_PIECES,
         };
         let mut requests = Vec::new();
         while let Some(next) = transfers.next(budget) {
@@ -443,6 +446,7 @@ mod tests {
             chunk: 50,
             bytes: 1000,
             reads: 3,
+            pieces: MAX_PIECES,
         };
         let mut flying = VecDeque::new();
         while let Some(next) = transfers.next(budget) {
