@@ -201,11 +201,12 @@ fn deny() -> Option<Stage> {
             ]],
         )
     };
-    let stage = Stage::new("deny", "deny", minutes(15), run);
+    let stage = Stage::new("deny", "deny", minutes(25), run);
     paths::root().join("deny.toml").is_file().then_some(stage)
 }
 
-/// Installs a tool of cargo's in a run in which everything has to run; else tells how to.
+/// Installs a tool of cargo's in a run in which everything has to run; else tells how to. Without
+/// optimisation, which would take longer than what the tool is needed for.
 fn install_tool(machine: &Machine, job: &Job, name: &'static str) -> Result<Option<String>> {
     if Need::Program(name).missing().is_none() {
         return Ok(None);
@@ -213,7 +214,7 @@ fn install_tool(machine: &Machine, job: &Job, name: &'static str) -> Result<Opti
     if !machine.strict {
         return Ok(Some(format!("no {name} (cargo install --locked {name})")));
     }
-    job.run(&mut job.cargo(["install", "--locked", name]))
+    job.run(&mut job.cargo(["install", "--locked", "--debug", name]))
         .map(|()| None)
 }
 
