@@ -134,10 +134,7 @@ impl Machine {
     pub(super) fn all_features(&self) -> &'static [&'static str] {
         match verbs_buildable() {
             true => &["--all-features"],
-            false => &[
-                "--features",
-                "smbdirect/iwarp,smbdirect/tokio,smbdirect/testing",
-            ],
+            false => &["--features", "smbdirect/iwarp,smbdirect/testing"],
         }
     }
 
