@@ -9,20 +9,19 @@ use std::time::Instant;
 
 use tracing::{debug, info, warn};
 
-use super::Channel;
 use super::conn::{Conn, Context};
 use super::listener::ListenShared;
 use super::options::{ChannelOptions, ReactorOptions};
 use super::pool::Pools;
 use super::rdma_header;
 use super::reactor::Shared;
-use super::setup::{Entry, Origin, Setup};
+use super::setup::{Attempt, Entry, Origin, Setup};
 use crate::proto::{self, Role};
 use crate::rdma::{
     Close, ConnId, Event, Incoming, IoPin, ListenerId, LossReason, Provider, RdmaError,
-    Registration, RemoteAccess, ResolveOptions, Window,
+    RdmaOperation, Registration, RemoteAccess, ResolveOptions, Window,
 };
-use crate::transport::{Completer, DisconnectReason, Error, Stats};
+use crate::transport::{DisconnectReason, Error, Stats};
 
 /// Everything that the reactor's lock protects.
 pub(crate) struct Core {
@@ -78,34 +77,28 @@ impl Core {
         &mut *self.provider
     }
 
-    /// Begins to connect. The outcome goes to `completer`.
-    pub(crate) fn connect(
-        &mut self,
-        to: SocketAddr,
-        resolve: &ResolveOptions,
-        options: Arc<ChannelOptions>,
-        completer: Completer<Channel>,
-        now: Instant,
-    ) {
+    /// Begins to connect.
+    pub(crate) fn connect(&mut self, attempt: Attempt, options: Arc<ChannelOptions>, now: Instant) {
         let started = if self.shut_down {
             Err(Error::Closed(DisconnectReason::ReactorGone))
         } else {
-            self.start(to, resolve, &options, now)
+            self.start(attempt.to, &attempt.resolve, &options, now)
         };
         match started {
             Ok((id, proto)) => {
-                let span = tracing::debug_span!("connection", peer = %to, role = "initiator");
+                let span =
+                    tracing::debug_span!("connection", peer = %attempt.to, role = "initiator");
                 let conn = Conn::new(id, proto, options);
                 self.insert(Entry {
                     conn,
-                    origin: Origin::Connector(Some(completer)),
+                    origin: Origin::Connector(Some(attempt)),
                     peer: None,
                     legacy: None,
                     span,
                 });
                 self.schedule(id);
             }
-            Err(error) => self.wakers.extend(completer.complete(Err(error))),
+            Err(error) => self.wakers.extend(attempt.completer.complete(Err(error))),
         }
     }
 
@@ -289,9 +282,12 @@ impl Core {
         for entry in self.conns.drain(..).flatten() {
             entry.conn.shared.finish(&reason, &mut self.wakers);
             match entry.origin {
-                Origin::Connector(Some(completer)) => {
-                    self.wakers
-                        .extend(completer.complete(Err(Error::Closed(reason.clone()))));
+                Origin::Connector(Some(attempt)) => {
+                    self.wakers.extend(
+                        attempt
+                            .completer
+                            .complete(Err(Error::Closed(reason.clone()))),
+                    );
                 }
                 Origin::Connector(None) | Origin::Listener { .. } => {}
             }
@@ -440,12 +436,22 @@ impl Core {
             }
         });
         match entry.origin {
-            Origin::Connector(Some(completer)) => {
+            // Soft-iWARP binds the port that the connection manager chose from a space of its own: a TCP connection
+            // may have it. Another attempt gets another port.
+            Origin::Connector(Some(mut attempt))
+                if attempt.again > 0
+                    && port_is_taken(&reason)
+                    && attempt.resolve.local.is_none() =>
+            {
+                attempt.again -= 1;
+                self.connect(attempt, entry.conn.options.clone(), now);
+            }
+            Origin::Connector(Some(attempt)) => {
                 let error = match reason {
                     DisconnectReason::Rdma(error) => Error::Rdma(error),
                     reason => Error::Closed(reason),
                 };
-                self.wakers.extend(completer.complete(Err(error)));
+                self.wakers.extend(attempt.completer.complete(Err(error)));
             }
             Origin::Connector(None) => {}
             Origin::Listener {
@@ -530,4 +536,12 @@ impl Core {
             .as_deref_mut()
             .filter(|entry| entry.conn.id == id)
     }
+}
+
+fn port_is_taken(reason: &DisconnectReason) -> bool {
+    matches!(
+        reason,
+        DisconnectReason::Rdma(RdmaError::Os { operation: RdmaOperation::Connect, errno })
+            if *errno == libc::EADDRINUSE
+    )
 }

@@ -15,6 +15,7 @@ use super::conn::{Conn, Context};
 use super::core::Core;
 use super::listener::{DirectListener, ListenShared};
 use super::options::{ChannelOptions, ReactorOptions};
+use super::setup::Attempt;
 use super::shared::ConnShared;
 use super::wait::Wait;
 use crate::rdma::{
@@ -128,7 +129,14 @@ impl Reactor {
         let (op, completer) = Op::pending();
         self.shared.with_core(|core| {
             let now = core.now();
-            core.connect(to, resolve, Arc::new(options), completer, now);
+            let resolve = resolve.clone();
+            let attempt = Attempt {
+                completer,
+                to,
+                resolve,
+                again: 3,
+            };
+            core.connect(attempt, Arc::new(options), now);
         });
         self.shared.kick();
         op

@@ -1,6 +1,6 @@
 //! Setting a connection up: queue pair, slots, negotiation, and the hand-over to whoever waits for it.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, Weak};
 
 use tracing::info;
@@ -15,7 +15,8 @@ use super::reactor::Shared;
 use super::shared::ConnShared;
 use crate::proto;
 use crate::rdma::{
-    ConnectParams, Fabric, PeerInfo, QpOptions, RdmaError, RdmaOperation, SlabOptions,
+    ConnectParams, Fabric, PeerInfo, QpOptions, RdmaError, RdmaOperation, ResolveOptions,
+    SlabOptions,
 };
 use crate::transport::{Completer, DisconnectReason, Info, TransportKind};
 
@@ -32,10 +33,19 @@ pub(crate) struct Entry {
     pub(crate) span: tracing::Span,
 }
 
+/// A wish to connect.
+pub(crate) struct Attempt {
+    pub(crate) completer: Completer<Channel>,
+    pub(crate) to: SocketAddr,
+    pub(crate) resolve: ResolveOptions,
+    /// How often it may begin anew when the device has chosen a port that is taken.
+    pub(crate) again: u32,
+}
+
 /// Where a connection comes from.
 pub(crate) enum Origin {
-    /// Connected; the completer until it is negotiated.
-    Connector(Option<Completer<Channel>>),
+    /// Connected; who waits, until it is negotiated.
+    Connector(Option<Attempt>),
     /// Accepted by a listener.
     Listener {
         shared: Arc<ListenShared>,
@@ -218,9 +228,9 @@ impl Entry {
         let options = self.conn.options.clone();
         let channel = Channel::new(reactor, shared, pools, info, features, options);
         match &mut self.origin {
-            Origin::Connector(completer) => {
-                if let Some(completer) = completer.take() {
-                    cx.cx.wakers.extend(completer.complete(Ok(channel)));
+            Origin::Connector(attempt) => {
+                if let Some(attempt) = attempt.take() {
+                    cx.cx.wakers.extend(attempt.completer.complete(Ok(channel)));
                 }
             }
             Origin::Listener {
