@@ -362,6 +362,40 @@ fn too_many_that_do_not_negotiate() {
     mutes.await_none(Mute::Connected);
 }
 
+/// Negotiations that fail, one after the other, leave nothing behind.
+#[test]
+fn negotiations_that_fail() {
+    let _alone = alone();
+    let server = server(options());
+    let fail = |n: usize| {
+        let mut peer = Peer::connect(server.address);
+        // Too short, of no version in common, asking for nothing; or an end instead.
+        match n % 4 {
+            0 => peer.send(&[0; 19]),
+            1 => peer.send(&[0; 20]),
+            2 => peer.send(&[0, 1, 0, 1, 0, 0, 0, 0, 0, 4, 0, 0, 0, 4, 0, 0, 0, 0, 2, 0]),
+            _ => return,
+        }
+        assert!(peer.ends(LONG), "still connected");
+    };
+    (0..40).for_each(fail);
+    let (before, open) = (resident(), descriptors());
+    let count = 3000;
+    (0..count).for_each(fail);
+    Good::connect(server.address).exchange(1000);
+    let grown = resident().saturating_sub(before);
+    eprintln!("{count} failed negotiations took {} KiB", grown >> 10);
+    assert!(grown <= 8 << 20, "{grown} bytes for {count} of them");
+    let deadline = Instant::now() + LONG;
+    while server.reactor.connections() > 0 {
+        assert!(Instant::now() < deadline, "connections are left");
+        thread::sleep(Duration::from_millis(5));
+    }
+    // Other tests' connections come and go.
+    assert!(descriptors() <= open + 50);
+    assert!(server.listener.failed_handshakes() >= count as u64 * 3 / 4);
+}
+
 /// The keepalive settings of the tests below.
 fn quick(interval: u64, timeout: u64) -> Config {
     Config {
@@ -383,8 +417,9 @@ fn an_application_that_does_not_receive() {
     };
     let (ours, theirs) = (reactor(), reactor());
     let mut options = ChannelOptions::default();
-    // Many intervals, each with plenty of time for the answer.
-    options.protocol = quick(200, 10_000);
+    // Ten intervals, each with plenty of time for the answer. (Each probe to a peer that has data to
+    // send takes one of the 16 credits kept for them; when they are gone, the connection ends.)
+    options.protocol = quick(300, 10_000);
     options.receive_queue_bytes = 64 << 10;
     options.send_queue_bytes = 64 << 10;
     let any_port = SocketAddr::from(([127, 0, 0, 1], 0));

@@ -8,8 +8,20 @@ use std::net::{IpAddr, Ipv4Addr};
 use smbdirect::rdma::{ProviderKind, open};
 use suite::Bed;
 
-suite!(Bed {
+const BED: Bed = Bed {
     provider: || open(ProviderKind::Iwarp),
     server: IpAddr::V4(Ipv4Addr::LOCALHOST),
+    reactors: 1,
+    drive: |group| group.spawn().expect("threads"),
     slow: 1,
-});
+};
+
+suite!(BED);
+suite!(@bulk BED);
+
+/// The same with several reactors at each end: connections move to another than the one that accepted them.
+mod group {
+    use super::{BED, Bed};
+
+    crate::suite!(Bed { reactors: 3, ..BED });
+}

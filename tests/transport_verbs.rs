@@ -6,6 +6,7 @@ mod suite;
 
 use std::net::IpAddr;
 
+use smbdirect::rdma::verbs::{Verbs, VerbsOptions};
 use smbdirect::rdma::{ProviderKind, open};
 use suite::Bed;
 
@@ -15,14 +16,67 @@ fn server() -> Option<IpAddr> {
     std::env::var("REMOTE").ok()?.parse().ok()
 }
 
-suite!(Bed {
-    provider: || open(ProviderKind::Verbs),
-    server: match server() {
-        Some(server) => server,
-        None => {
-            println!("not run: no RDMA devices here");
-            return;
-        }
-    },
-    slow: 4,
+/// `None` where there are no devices.
+fn bed(reactors: usize) -> Option<Bed> {
+    let bed = server().map(|server| Bed {
+        provider: || open(ProviderKind::Verbs),
+        server,
+        reactors,
+        drive: |group| group.spawn().expect("threads"),
+        slow: 4,
+    });
+    if bed.is_none() {
+        println!("not run: no RDMA devices here");
+    }
+    bed
+}
+
+suite!(match bed(1) {
+    Some(bed) => bed,
+    None => return,
 });
+suite!(@bulk match bed(1) {
+    Some(bed) => bed,
+    None => return,
+});
+
+/// Connections move to another reactor than the one that accepted them. Not the whole suite: the machine is slow.
+mod group {
+    use super::bed;
+
+    crate::suite!(@ match bed(3) {
+        Some(bed) => bed,
+        None => return,
+    }, graceful_close_delivers_everything, abort_ends_both_sides, connecting_to_nobody_fails,
+        connections_come_and_go);
+
+    crate::suite!(@direct match bed(3) {
+        Some(bed) => bed,
+        None => return,
+    }, memory_is_written_and_read, memory_comes_back_from_a_dead_connection);
+}
+
+/// With memory windows where they are not used by default: soft-RoCE has the only ones here.
+mod windows {
+    use super::{Bed, Verbs, VerbsOptions, bed};
+
+    fn trusting() -> Option<Bed> {
+        if std::env::var("DEVICE").is_ok_and(|device| device != "rxe") {
+            println!("not run: the device has no windows");
+            return None;
+        }
+        let mut bed = bed(1)?;
+        bed.provider = || {
+            let mut options = VerbsOptions::default();
+            options.soft_roce_windows = true;
+            Ok(Box::new(Verbs::open_with(options)?))
+        };
+        Some(bed)
+    }
+
+    crate::suite!(@direct match trusting() {
+        Some(bed) => bed,
+        None => return,
+    }, memory_is_written_and_read, a_response_invalidates_its_token, several_buffers_are_written_and_read,
+        memory_comes_back_from_a_dead_connection);
+}

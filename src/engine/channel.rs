@@ -2,20 +2,22 @@
 
 use std::fmt;
 use std::ops::Range;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use super::conn::{HEADER, lock};
-use super::exposure::Exposed;
+use super::conn::HEADER;
+use super::exposure::{Exposed, ExposedList, Right};
 use super::options::ChannelOptions;
 use super::pool::Pools;
 use super::reactor::Shared;
 use super::shared::{Body, Closing, ConnShared, Outbox, Outgoing};
 use super::transfer::{Payload, Transfer};
-use crate::rdma::{Domain, Exposure, IoBuf, RdmaError, RemoteAccess};
+use crate::rdma::{
+    Domain, Exposure, IoBuf, IoBytes, IoPin, RdmaError, ReadOnlyMemory, RemoteAccess, UserMemory,
+};
 use crate::transport::{
-    ApiMisuse, Close, DirectPlacement, DisconnectReason, Error, Gather, Info, Limits, Message, Op,
-    OutMessage, Stats, SteeringTag, Target, Transport, TrySendError,
+    ApiMisuse, Close, DirectPlacement, DisconnectReason, Error, Gather, Info, Limits, List,
+    MAX_DESCRIPTORS, Message, Op, OutMessage, Stats, SteeringTag, Target, Transport, TrySendError,
 };
 
 /// A negotiated SMB Direct connection.
@@ -25,7 +27,7 @@ use crate::transport::{
 pub struct Channel {
     reactor: Arc<Shared>,
     shared: Arc<ConnShared>,
-    pools: Arc<Mutex<Pools>>,
+    pools: Arc<Pools>,
     domain: Arc<dyn Domain>,
     info: Info,
     limits: Limits,
@@ -41,13 +43,15 @@ pub(crate) struct Features {
     pub(crate) exposure: Exposure,
     pub(crate) remote_invalidation: bool,
     pub(crate) send_with_invalidate: bool,
+    /// Bytes that one descriptor describes, at most; not 0.
+    pub(crate) max_exposure: usize,
 }
 
 impl Channel {
     pub(crate) fn new(
         reactor: Arc<Shared>,
         shared: Arc<ConnShared>,
-        pools: Arc<Mutex<Pools>>,
+        pools: Arc<Pools>,
         info: Info,
         features: Features,
         options: Arc<ChannelOptions>,
@@ -68,7 +72,7 @@ impl Channel {
                 max_transfer: parameters.max_read_write_size,
             };
         }
-        let domain = lock(&pools).domain().clone();
+        let domain = pools.domain().clone();
         Self {
             reactor,
             shared,
@@ -82,6 +86,11 @@ impl Channel {
         }
     }
 
+    #[cfg(test)]
+    pub(crate) fn reactor(&self) -> &Shared {
+        &self.reactor
+    }
+
     fn write_with(&self, data: Gather, to: Target, response: Option<Outgoing>) -> Op<Gather> {
         if let Err(error) = self.check_domain(&data) {
             return Op::ready(Err(error.into()));
@@ -89,10 +98,31 @@ impl Channel {
         if let Err(rule) = to.check(data.len(), self.limits.max_transfer) {
             return Op::ready(Err(rule.into()));
         }
-        let (op, completer) = Op::pending();
+        let (op, completer) = self.shared.ops().gathers.pending();
         let len = data.len();
         self.transfer(Payload::Write { data, completer }, to, len, response);
         op
+    }
+
+    /// Registers memory: not in the caller's time where that may block.
+    fn registering<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Pools) -> Result<T, RdmaError> + Send + 'static,
+    ) -> Op<T> {
+        if !self.domain.may_block() {
+            return Op::ready(work(&self.pools).map_err(Error::from));
+        }
+        let (op, completer) = Op::pending();
+        let pools = self.pools.clone();
+        let job = Box::new(move || {
+            if let Some(waker) = completer.complete(work(&pools).map_err(Error::from)) {
+                waker.wake();
+            }
+        });
+        match self.reactor.helper().submit(job) {
+            Ok(()) => op,
+            Err(error) => Op::ready(Err(error.into())),
+        }
     }
 
     /// Hands a transfer to the reactor. Once the connection has ended it fails at once.
@@ -111,6 +141,24 @@ impl Channel {
         outbox.transfers.push_back(transfer);
         drop(outbox);
         self.reactor.request(&self.shared);
+    }
+
+    /// Queues a message, or nothing of it.
+    fn send(
+        &self,
+        message: OutMessage<'_>,
+        invalidate: Option<SteeringTag>,
+    ) -> Result<(), TrySendError> {
+        // Looked at twice, so that a full queue costs no copy.
+        Self::check(&self.shared.outbox())?;
+        let outgoing = self.outgoing(message, invalidate)?;
+        let mut outbox = self.shared.outbox();
+        Self::check(&outbox)?;
+        outbox.bytes += outgoing.cost();
+        outbox.messages.push_back(outgoing);
+        drop(outbox);
+        self.reactor.request(&self.shared);
+        Ok(())
     }
 
     /// A message that was checked and put where it is sent from.
@@ -177,7 +225,7 @@ impl Channel {
     /// Copies borrowed bytes: into a send slot if they fit one fragment, else to the heap.
     fn copy(&self, len: usize, fill: impl FnOnce(Sink<'_>)) -> Body {
         let slot = if len <= self.max_payload {
-            lock(&self.pools).take(HEADER + self.max_payload)
+            self.pools.take(HEADER + self.max_payload)
         } else {
             None
         };
@@ -190,6 +238,59 @@ impl Channel {
         outbox.arena.reserve(len);
         fill(Sink::Arena(&mut outbox.arena));
         Body::Bytes(outbox.arena.split().freeze())
+    }
+
+    /// Whether the buffers can be exposed together.
+    fn check_exposure(&self, memory: &[IoBuf]) -> Result<(), Error> {
+        if memory.is_empty() || memory.iter().any(|buffer| buffer.is_empty()) {
+            return Err(ApiMisuse::EmptyExposure.into());
+        }
+        let len = memory.iter().map(|buffer| buffer.len() as u64).sum();
+        let max = self.limits.max_transfer;
+        if len > u64::from(max) {
+            return Err(ApiMisuse::TransferTooLarge { len, max }.into());
+        }
+        let count = memory
+            .iter()
+            .map(|buffer| self.pieces_of(buffer.len()))
+            .sum();
+        if count > MAX_DESCRIPTORS {
+            return Err(ApiMisuse::TooManyDescriptors { count }.into());
+        }
+        let ours = |buffer: &IoBuf| Arc::ptr_eq(buffer.domain(), &self.domain);
+        if !memory.iter().all(ours) {
+            return Err(RdmaError::WrongDomain.into());
+        }
+        Ok(())
+    }
+
+    /// Gives the peer the right to these pins.
+    fn give_right(&self, memory: &[IoPin], access: RemoteAccess) -> Result<Right, Error> {
+        let most = self.features.max_exposure;
+        let pieces = memory.iter().flat_map(|pin| {
+            (0..pin.len())
+                .step_by(most)
+                .map(move |at| pin.slice(at..pin.len().min(at + most)))
+        });
+        let conn = self.shared.conn;
+        let exposure = self.features.exposure;
+        // Registering, and making windows, may block: not under the reactor's lock.
+        let prepared = pieces
+            .map(|piece| Ok((piece.prepare(exposure, access)?, piece)))
+            .collect::<Result<List<_>, RdmaError>>()?;
+        let pieces = prepared.into_iter().map(|(made, piece)| (piece, made));
+        let (id, windows) = self.reactor.expose(conn, pieces, access)?;
+        Ok(Right::new(
+            self.reactor.clone(),
+            self.shared.clone(),
+            id,
+            &windows,
+        ))
+    }
+
+    /// Descriptors that a buffer needs.
+    fn pieces_of(&self, len: usize) -> usize {
+        len.div_ceil(self.features.max_exposure)
     }
 
     fn check_domain(&self, gather: &Gather) -> Result<(), TrySendError> {
@@ -241,27 +342,18 @@ impl Transport for Channel {
         if outbox.has_room() {
             return Poll::Ready(Ok(()));
         }
-        outbox.waker = Some(cx.waker().clone());
+        outbox.ready.add(cx.waker());
         Poll::Pending
     }
 
     fn start_send(&self, message: OutMessage<'_>) -> Result<(), TrySendError> {
-        // Looked at twice, so that a full queue costs no copy.
-        Self::check(&self.shared.outbox())?;
-        let outgoing = self.outgoing(message, None)?;
-        let mut outbox = self.shared.outbox();
-        Self::check(&outbox)?;
-        outbox.bytes += outgoing.cost();
-        outbox.messages.push_back(outgoing);
-        drop(outbox);
-        self.reactor.request(&self.shared);
-        Ok(())
+        self.send(message, None)
     }
 
     fn poll_recv(&self, cx: &mut Context<'_>) -> Poll<Result<Option<Message>, Error>> {
         let mut inbox = self.shared.inbox();
-        if let Some(message) = inbox.messages.pop_front() {
-            inbox.bytes = inbox.bytes.saturating_sub(message.len());
+        if let Some((message, cost)) = inbox.messages.pop_front() {
+            inbox.bytes = inbox.bytes.saturating_sub(cost);
             let resume = inbox.full && inbox.bytes <= self.options.receive_queue_bytes / 2;
             if resume {
                 inbox.full = false;
@@ -287,7 +379,7 @@ impl Transport for Channel {
         match &inbox.reason {
             Some(reason) => Poll::Ready(reason.clone()),
             None => {
-                inbox.closed_waker = Some(cx.waker().clone());
+                inbox.closed.add(cx.waker());
                 Poll::Pending
             }
         }
@@ -310,7 +402,24 @@ impl Transport for Channel {
     }
 
     fn allocate(&self, len: usize) -> Op<IoBuf> {
-        Op::ready(lock(&self.pools).allocate(len).map_err(Error::from))
+        match self.pools.take_data(len) {
+            Some(buffer) => Op::ready(Ok(buffer)),
+            None => self.registering(move |pools| pools.allocate(len)),
+        }
+    }
+
+    fn register(&self, memory: UserMemory) -> Op<IoBuf> {
+        if memory.is_empty() {
+            return Op::ready(Err(ApiMisuse::EmptyRegistration.into()));
+        }
+        self.registering(move |pools| memory.register(pools.domain(), pools.budget()))
+    }
+
+    fn register_read_only(&self, memory: ReadOnlyMemory) -> Op<IoBytes> {
+        if memory.is_empty() {
+            return Op::ready(Err(ApiMisuse::EmptyRegistration.into()));
+        }
+        self.registering(move |pools| memory.register(pools.domain(), pools.budget()))
     }
 
     fn direct(&self) -> Option<&dyn DirectPlacement> {
@@ -330,33 +439,17 @@ impl DirectPlacement for Channel {
     }
 
     fn expose(&self, memory: IoBuf, access: RemoteAccess) -> Result<Exposed, Error> {
-        if memory.is_empty() {
-            return Err(ApiMisuse::EmptyExposure.into());
-        }
-        let len = memory.len() as u64;
-        if len > u64::from(self.limits.max_transfer) {
-            let max = self.limits.max_transfer;
-            return Err(ApiMisuse::TransferTooLarge { len, max }.into());
-        }
-        if !Arc::ptr_eq(memory.domain(), &self.domain) {
-            return Err(RdmaError::WrongDomain.into());
-        }
+        self.check_exposure(std::slice::from_ref(&memory))?;
         let memory = memory.pin();
-        let whole = memory.slice(0..memory.len());
-        // Registering may block: not under the reactor's lock.
-        let registration = match self.features.exposure {
-            Exposure::Registration => Some(memory.register(access)?),
-            Exposure::Window | Exposure::SoftwareWindow => None,
-        };
-        let window = self
-            .reactor
-            .expose(self.shared.conn, whole, access, registration)?;
-        Ok(Exposed::new(
-            self.reactor.clone(),
-            self.shared.clone(),
-            window,
-            memory,
-        ))
+        let right = self.give_right(std::slice::from_ref(&memory), access)?;
+        Ok(Exposed::new(right, memory))
+    }
+
+    fn expose_list(&self, memory: Vec<IoBuf>, access: RemoteAccess) -> Result<ExposedList, Error> {
+        self.check_exposure(&memory)?;
+        let memory: Vec<IoPin> = memory.into_iter().map(IoBuf::pin).collect();
+        let right = self.give_right(&memory, access)?;
+        Ok(ExposedList::new(right, memory))
     }
 
     fn write(&self, data: Gather, to: Target) -> Op<Gather> {
@@ -374,7 +467,7 @@ impl DirectPlacement for Channel {
         if let Err(rule) = from.check(range.len(), self.limits.max_transfer) {
             return Op::ready(Err(rule.into()));
         }
-        let (op, completer) = Op::pending();
+        let (op, completer) = self.shared.ops().buffers.pending();
         let payload = Payload::Read {
             into: into.pin(),
             start,
@@ -397,17 +490,12 @@ impl DirectPlacement for Channel {
         }
     }
 
-    fn send_invalidate(&self, message: OutMessage<'_>, token: SteeringTag) -> Op<()> {
-        let result = self.outgoing(message, Some(token)).and_then(|outgoing| {
-            let mut outbox = self.shared.outbox();
-            Self::check(&outbox)?;
-            outbox.bytes += outgoing.cost();
-            outbox.messages.push_back(outgoing);
-            drop(outbox);
-            self.reactor.request(&self.shared);
-            Ok(())
-        });
-        Op::ready(result.map_err(Error::from))
+    fn send_invalidate(
+        &self,
+        message: OutMessage<'_>,
+        token: SteeringTag,
+    ) -> Result<(), TrySendError> {
+        self.send(message, Some(token))
     }
 }
 

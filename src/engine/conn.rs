@@ -1,44 +1,61 @@
 //! One connection inside the reactor's core: moves work between the protocol's state machine, the provider and the
 //! handle's queues.
 
+mod receive;
+
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
-
-use super::exposure::Windows;
+use super::assembly::{Assembly, ReassemblyBudget};
+use super::exposures::{self, ExposureId, Exposures, Reclaim};
 use super::options::ChannelOptions;
 use super::outgoing::OutgoingQueue;
-use super::pool::Pools;
+use super::pool::{Pools, Reserved};
+use super::retired::Retired;
 use super::shared::{Closing, ConnShared};
 use super::transfer::{self, Budget, Finished, Transfers};
-use crate::proto::{self, Delivery};
+use crate::proto;
 use crate::rdma::{
-    Close, CompletionStatus, ConnId, IoBuf, IoPin, LossReason, Operation, PostError, Provider,
-    RdmaError, RdmaOperation, SendRequest, Window, WindowId,
+    Close, CompletionStatus, ConnId, IoBuf, LossReason, Operation, PostError, Provider, RdmaError,
+    RdmaOperation, SendRequest, Window, after,
 };
-use crate::transport::{Completer, DisconnectReason, Error, Message, Stats, SteeringTag};
+use crate::transport::{DisconnectReason, Error, Stats};
 
 /// Bytes in front of a fragment's payload in a send slot.
 pub(crate) const HEADER: usize = 24;
 /// A slot that any message without payload fits into.
 const CONTROL: usize = 64;
-/// Receives that a pool keeps free before received messages are copied out of their slots.
-const ZERO_COPY_RESERVE: usize = 16;
 /// How long the answer to a refused negotiation may take to leave.
 const FLUSH: Duration = Duration::from_secs(5);
 /// How long to wait before memory that the system refused is asked for again.
 const RETRY: Duration = Duration::from_millis(20);
-/// Bytes that reassembly allocates at once before a peer has sent them.
-const REASSEMBLY_STEP: usize = 64 << 10;
 
 /// What a connection needs from the core while it works.
 pub(crate) struct Context<'a> {
     pub(crate) provider: &'a mut dyn Provider,
     pub(crate) now: Instant,
     pub(crate) wakers: &'a mut Vec<Waker>,
+    pub(crate) retired: &'a mut Vec<Retired>,
+}
+
+/// More message slots than were reserved.
+enum Growth {
+    /// There is no need.
+    None,
+    /// Length and count are to be asked for.
+    Wanted(usize, usize),
+    /// They are being made.
+    Running,
+    /// The system refused, until the next attempt.
+    Refused,
+}
+
+impl Growth {
+    fn is_coming(&self) -> bool {
+        matches!(self, Self::Wanted(..) | Self::Running)
+    }
 }
 
 /// A connection.
@@ -47,26 +64,27 @@ pub(crate) struct Conn {
     pub(crate) options: Arc<ChannelOptions>,
     pub(crate) id: ConnId,
     pub(crate) proto: proto::Connection,
-    pub(crate) pools: Option<Arc<Mutex<Pools>>>,
+    /// What it has reserved, once the queue pair exists.
+    slots: Option<Reserved>,
     /// The queue pair exists.
     pub(crate) ready: bool,
     /// The negotiation is done.
     pub(crate) negotiated: bool,
     /// When the timer queue has this connection next.
     pub(crate) scheduled: Option<Instant>,
-    reserved: Vec<(usize, usize)>,
+    growth: Growth,
     outgoing: OutgoingQueue,
     /// Pieces of a gather list that the queue pair takes.
     max_pieces: usize,
     /// Requests that go ahead of everything else: binds and invalidations.
     urgent: VecDeque<SendRequest>,
-    pub(crate) windows: Windows,
+    pub(crate) exposures: Exposures,
     pub(crate) transfers: Transfers,
     /// RDMA reads that the peer serves at a time.
     read_depth: u32,
     chain: VecDeque<SendRequest>,
     receives: VecDeque<IoBuf>,
-    assembly: BytesMut,
+    assembly: Assembly,
     /// Depth of the send queue, and what of it is in use.
     send_depth: u32,
     in_flight: u32,
@@ -84,31 +102,38 @@ pub(crate) struct Conn {
     respond: bool,
     /// Since when a message waits for a send credit.
     credit_wait: Option<Instant>,
+    /// Something waits for a place in the send queue.
+    queue_wait: bool,
     stats: Stats,
 }
 
 impl Conn {
-    pub(crate) fn new(id: ConnId, proto: proto::Connection, options: Arc<ChannelOptions>) -> Self {
+    pub(crate) fn new(
+        id: ConnId,
+        proto: proto::Connection,
+        options: Arc<ChannelOptions>,
+        budget: Arc<ReassemblyBudget>,
+    ) -> Self {
         Self {
             shared: Arc::new(ConnShared::new(id, options.send_queue_bytes)),
             send_depth: options.send_depth,
             options,
             id,
             proto,
-            pools: None,
+            slots: None,
             ready: false,
             negotiated: false,
             scheduled: None,
-            reserved: Vec::new(),
+            growth: Growth::None,
             outgoing: OutgoingQueue::default(),
             max_pieces: 1,
             urgent: VecDeque::new(),
-            windows: Windows::default(),
+            exposures: Exposures::default(),
             transfers: Transfers::default(),
             read_depth: 0,
             chain: VecDeque::new(),
             receives: VecDeque::new(),
-            assembly: BytesMut::new(),
+            assembly: Assembly::new(budget),
             in_flight: 0,
             unsignalled: 0,
             posted_receives: 0,
@@ -119,6 +144,7 @@ impl Conn {
             application_ready: true,
             respond: false,
             credit_wait: None,
+            queue_wait: false,
             stats: Stats::default(),
         }
     }
@@ -132,20 +158,18 @@ impl Conn {
         stats
     }
 
-    /// The queue pair exists: makes slots for the negotiation and posts the receives that must precede the
-    /// connection.
+    /// Slots for the negotiation: length and count.
+    pub(crate) fn first_slots(&self) -> [(usize, usize); 2] {
+        [(self.proto.receive_size() as usize, 2), (CONTROL, 2)]
+    }
+
+    /// The queue pair exists, and slots for the negotiation: posts the receives that must precede the connection.
     pub(crate) fn set_up(
         &mut self,
-        pools: Arc<Mutex<Pools>>,
-        send_depth: u32,
-        max_pieces: usize,
+        slots: Reserved,
         cx: &mut Context<'_>,
     ) -> Result<(), RdmaError> {
-        self.pools = Some(pools);
-        self.send_depth = send_depth;
-        self.max_pieces = max_pieces.max(1);
-        self.reserve(self.proto.receive_size() as usize, 2)?;
-        self.reserve(CONTROL, 2)?;
+        self.slots = Some(slots);
         self.ready = true;
         // [MS-SMBD] 3.1.4.1, 3.1.7.2: a receive is posted before the connection is made.
         self.post_receives(cx);
@@ -155,11 +179,65 @@ impl Conn {
         Ok(())
     }
 
-    /// The negotiation is done: makes slots for data.
-    pub(crate) fn set_up_data(&mut self) -> Result<(), RdmaError> {
+    /// What the queue pair takes.
+    pub(crate) fn set_depth(&mut self, send_depth: u32, max_pieces: usize) {
+        self.send_depth = send_depth;
+        self.max_pieces = max_pieces.max(1);
+    }
+
+    /// Slots for data after the negotiation: length and count.
+    pub(crate) fn data_slots(&self) -> (usize, usize) {
+        (self.fragment_size(), self.send_depth as usize)
+    }
+
+    /// The negotiation is done, and slots for data are there.
+    pub(crate) fn set_up_data(&mut self, slots: Reserved) {
         self.negotiated = true;
-        let fragment = self.fragment_size();
-        self.reserve(fragment, self.send_depth as usize)
+        self.keep(slots);
+    }
+
+    /// Where its memory comes from.
+    pub(crate) fn pools(&self) -> Option<&Arc<Pools>> {
+        self.slots.as_ref().map(Reserved::pools)
+    }
+
+    /// Whether it is over, but for what still comes back.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed
+    }
+
+    /// Length and count of the slots that are missing, if that is to be asked for now.
+    pub(crate) fn missing_slots(&mut self) -> Option<(usize, usize)> {
+        match self.growth {
+            Growth::Wanted(len, count) if !self.closed => {
+                self.growth = Growth::Running;
+                Some((len, count))
+            }
+            _ => None,
+        }
+    }
+
+    /// The answer to that.
+    pub(crate) fn grown(&mut self, slots: Result<Reserved, RdmaError>, now: Instant) {
+        match slots {
+            Ok(slots) => {
+                self.growth = Growth::None;
+                self.keep(slots);
+            }
+            Err(error) => self.refused(&error, now),
+        }
+    }
+
+    fn keep(&mut self, more: Reserved) {
+        if let Some(slots) = &mut self.slots {
+            slots.add(more);
+        }
+    }
+
+    fn refused(&mut self, error: &RdmaError, now: Instant) {
+        tracing::debug!(%error, "no memory for message slots, for now");
+        self.growth = Growth::Refused;
+        self.retry.get_or_insert(now + RETRY);
     }
 
     /// The largest message on the wire that we send.
@@ -178,79 +256,13 @@ impl Conn {
             self.respond = false;
             self.take_requests(cx);
             self.post_receives(cx);
-            self.transmit(cx);
-            // A response whose last write was posted leaves at once.
+            self.gather(cx);
+            // A response leaves right behind its last write, with the same doorbell.
             if !self.respond || self.closed {
                 break;
             }
         }
-    }
-
-    /// A message arrived from the network.
-    pub(crate) fn received(
-        &mut self,
-        buffer: IoBuf,
-        invalidated: Option<u32>,
-        cx: &mut Context<'_>,
-    ) {
-        self.posted_receives = self.posted_receives.saturating_sub(1);
-        self.stats.receives += 1;
-        if self.closed {
-            return;
-        }
-        if self.negotiated {
-            self.stats.receive_low_water = self.stats.receive_low_water.min(self.posted_receives);
-        }
-        if let Some(key) = invalidated {
-            if !self.windows.invalidated(key) {
-                self.fail(DisconnectReason::UnknownInvalidation(SteeringTag(key)), cx);
-                return;
-            }
-            self.stats.remote_invalidations += 1;
-            self.windows.settle(key, self.id, cx.provider, cx.wakers);
-        }
-        match self.proto.handle_receive(cx.now, &buffer, invalidated) {
-            Delivery::Nothing => self.recycle(buffer),
-            Delivery::Whole { data, invalidated } => {
-                self.stats.bytes_received += data.len() as u64;
-                let bytes = if self.may_lend() {
-                    self.stats.zero_copy_bytes += data.len() as u64;
-                    buffer.freeze().slice(data).into_bytes()
-                } else {
-                    self.stats.copied_bytes += data.len() as u64;
-                    let bytes = Bytes::copy_from_slice(&buffer[data]);
-                    self.recycle(buffer);
-                    bytes
-                };
-                self.deliver(bytes, invalidated, cx);
-            }
-            Delivery::First { data, total } => {
-                self.stats.fragments_received += 1;
-                // What the peer announces is reserved step by step as it arrives.
-                let total = usize::try_from(total).unwrap_or(usize::MAX);
-                self.assembly.reserve(total.min(REASSEMBLY_STEP));
-                self.append(&buffer[data]);
-                self.recycle(buffer);
-            }
-            Delivery::Continue { data } => {
-                self.stats.fragments_received += 1;
-                self.append(&buffer[data]);
-                self.recycle(buffer);
-            }
-            Delivery::Last { data, invalidated } => {
-                self.stats.fragments_received += 1;
-                self.append(&buffer[data]);
-                self.recycle(buffer);
-                let bytes = self.assembly.split().freeze();
-                self.deliver(bytes, invalidated, cx);
-            }
-        }
-    }
-
-    /// A posted receive came back unused.
-    pub(crate) fn flushed(&mut self, buffer: IoBuf) {
-        self.posted_receives = self.posted_receives.saturating_sub(1);
-        drop(buffer);
+        self.transmit(cx);
     }
 
     /// A send request is over.
@@ -285,30 +297,23 @@ impl Conn {
         } else if let Operation::Invalidate { window } = request.operation
             && status == CompletionStatus::Success
         {
-            self.windows
-                .revoked(window, self.id, cx.provider, cx.wakers);
+            self.exposures.revoked(window, &mut closing(self.id, cx));
         }
     }
 
-    /// A window was opened for the upper layer: it is bound ahead of the message that tells of it.
-    pub(crate) fn exposed(&mut self, window: &Window, cx: &mut Context<'_>) {
-        self.stats.registrations += 1;
-        self.urgent.extend(self.windows.add(window));
+    /// Windows were opened for the upper layer: they are bound ahead of the message that tells of them.
+    pub(crate) fn exposed(&mut self, windows: &[Window], cx: &mut Context<'_>) -> ExposureId {
+        self.stats.registrations += windows.len() as u64;
+        let id = self.exposures.add(windows, &mut self.urgent);
         self.pump(cx);
+        id
     }
 
     /// The owner of an exposure wants its memory back.
-    pub(crate) fn reclaim(
-        &mut self,
-        window: WindowId,
-        memory: IoPin,
-        completer: Option<Completer<IoBuf>>,
-        cx: &mut Context<'_>,
-    ) {
-        let request =
-            self.windows
-                .reclaim(window, memory, completer, self.id, cx.provider, cx.wakers);
-        self.urgent.extend(request);
+    pub(crate) fn reclaim(&mut self, id: ExposureId, reclaim: Reclaim, cx: &mut Context<'_>) {
+        let closing = &mut closing(self.id, cx);
+        self.exposures
+            .reclaim(id, reclaim, &mut self.urgent, closing);
     }
 
     /// The connection is up: what the peer serves is known.
@@ -355,6 +360,9 @@ impl Conn {
         }
         // The pump that follows is the attempt.
         self.retry = None;
+        if matches!(self.growth, Growth::Refused) {
+            self.growth = Growth::None;
+        }
         if self.closing.is_some_and(|deadline| deadline <= cx.now) {
             self.reason.get_or_insert(DisconnectReason::Local);
             self.end(Close::Abort, cx);
@@ -401,26 +409,25 @@ impl Conn {
             LossReason::Failed(error) => error.into(),
         });
         self.reason = Some(reason.clone());
+        self.release(&reason, cx.wakers, cx.retired);
+        reason
+    }
+
+    /// Ends everything that is left, and tells the handle why.
+    pub(crate) fn release(
+        &mut self,
+        reason: &DisconnectReason,
+        wakers: &mut Vec<Waker>,
+        retired: &mut Vec<Retired>,
+    ) {
         self.chain.clear();
         self.urgent.clear();
         self.outgoing.clear();
-        let error = Error::Closed(reason.clone());
-        self.transfers.fail(&error, cx.wakers);
-        self.windows.end(cx.wakers);
-        for transfer in std::mem::take(&mut self.shared.outbox().transfers) {
-            cx.wakers.extend(transfer.abandon(error.clone()));
-        }
+        self.transfers.fail(&Error::Closed(reason.clone()), wakers);
+        self.exposures.end(retired);
         self.receives.clear();
-        if let Some(pools) = self.pools.take() {
-            let mut pools = lock(&pools);
-            for (len, count) in self.reserved.drain(..) {
-                pools.release(len, count);
-            }
-        }
-        let stats = self.stats();
-        self.shared.outbox().stats = stats;
-        self.shared.finish(&reason, cx.wakers);
-        reason
+        self.shared.outbox().stats = self.stats();
+        self.shared.finish(reason, wakers);
     }
 
     /// Takes what the handle asked for.
@@ -451,7 +458,7 @@ impl Conn {
                 self.end(Close::Abort, cx);
             }
             Some(Closing::Graceful(limit)) => {
-                self.closing.get_or_insert(cx.now + limit);
+                self.closing.get_or_insert(after(cx.now, limit));
                 // Responses follow their transfers into the queue.
                 if !self.transfers.has_turns() {
                     self.proto.close();
@@ -466,34 +473,9 @@ impl Conn {
         }
     }
 
-    fn post_receives(&mut self, cx: &mut Context<'_>) {
-        let wanted = self.proto.receives_wanted();
-        if wanted == 0 || self.closed {
-            return;
-        }
-        let size = self.proto.receive_size() as usize;
-        while self.receives.len() < wanted {
-            match self.take_slot(size, wanted - self.receives.len(), cx.now) {
-                Some(buffer) => self.receives.push_back(buffer),
-                None => break,
-            }
-        }
-        self.receives.truncate(wanted);
-        let had = self.receives.len();
-        let result = cx.provider.post_receive(self.id, &mut self.receives);
-        let posted = had - self.receives.len();
-        self.posted_receives += posted as u32;
-        if self.posted_receives == 0 && posted == 0 {
-            self.proto.handle_receives_unavailable();
-        }
-        if self.stats.receive_low_water == 0 && self.negotiated {
-            self.stats.receive_low_water = self.posted_receives;
-        }
-        self.proto.handle_receives_posted(posted);
-        self.check_post(result, cx);
-    }
-
-    fn transmit(&mut self, cx: &mut Context<'_>) {
+    /// Gathers what is to be posted.
+    fn gather(&mut self, cx: &mut Context<'_>) {
+        let waited = std::mem::take(&mut self.queue_wait);
         while self.in_flight + (self.chain.len() as u32) < self.send_depth
             && let Some(request) = self.urgent.pop_front()
         {
@@ -503,14 +485,20 @@ impl Conn {
             let free = self
                 .send_depth
                 .saturating_sub(self.in_flight + self.chain.len() as u32);
-            let size = self.fragment_size();
+            // Before slots for data are there, nothing has a payload.
+            let size = match self.negotiated {
+                true => self.fragment_size(),
+                false => CONTROL,
+            };
             let Some(slot) = self.take_slot(size, 1, cx.now) else {
-                self.stats.stalls_send_queue += 1;
                 break;
             };
             let Some(transmit) = self.proto.poll_transmit(cx.now, free as usize) else {
-                if free > 0 && self.proto.queued_messages() > 0 {
-                    self.credit_wait.get_or_insert(cx.now);
+                if self.proto.queued_messages() > 0 {
+                    match free {
+                        0 => self.queue_wait = true,
+                        _ => _ = self.credit_wait.get_or_insert(cx.now),
+                    }
                 }
                 break;
             };
@@ -525,16 +513,24 @@ impl Conn {
             else {
                 break;
             };
+            self.stats.sends += 1;
             self.chain.push_back(request);
         }
-        self.transmit_transfers(cx);
-        if !self.chain.is_empty() {
+        self.gather_transfers(cx);
+        if self.queue_wait && !waited {
+            self.stats.stalls_send_queue += 1;
+        }
+    }
+
+    /// Posts what was gathered.
+    fn transmit(&mut self, cx: &mut Context<'_>) {
+        if !self.chain.is_empty() && !self.closed {
             self.signal();
             let had = self.chain.len();
             let result = cx.provider.post_send(self.id, &mut self.chain);
             let posted = had - self.chain.len();
             self.in_flight += posted as u32;
-            self.stats.sends += posted as u64;
+            self.stats.doorbells += u64::from(posted > 0);
             self.check_post(result, cx);
         }
         let freed = self.outgoing.take_freed();
@@ -542,14 +538,14 @@ impl Conn {
             let mut outbox = self.shared.outbox();
             outbox.bytes = outbox.bytes.saturating_sub(freed);
             if outbox.has_room() {
-                cx.wakers.extend(outbox.waker.take());
+                cx.wakers.extend(outbox.ready.drain());
             }
         }
     }
 
     /// Adds requests of the upper layer's transfers. A part of the send queue stays free for messages, and a message
     /// that may follow its last write joins the queue here.
-    fn transmit_transfers(&mut self, cx: &mut Context<'_>) {
+    fn gather_transfers(&mut self, cx: &mut Context<'_>) {
         let most = self.send_depth - (self.send_depth / 4).max(1);
         let budget = Budget {
             chunk: self.options.max_rdma_chunk.max(1),
@@ -557,7 +553,11 @@ impl Conn {
             reads: self.read_depth.max(1),
             pieces: self.max_pieces,
         };
-        while self.transfers.has_turns() && self.in_flight + (self.chain.len() as u32) < most {
+        while self.transfers.has_turns() {
+            if self.in_flight + (self.chain.len() as u32) >= most {
+                self.queue_wait = true;
+                break;
+            }
             let Some(next) = self.transfers.next(budget) else {
                 break;
             };
@@ -597,72 +597,29 @@ impl Conn {
         }
     }
 
-    fn deliver(&mut self, bytes: Bytes, invalidated: Option<u32>, cx: &mut Context<'_>) {
-        self.stats.messages_received += 1;
-        let mut inbox = self.shared.inbox();
-        inbox.bytes += bytes.len();
-        inbox
-            .messages
-            .push_back(Message::new(bytes, invalidated.map(SteeringTag)));
-        inbox.full |= inbox.bytes > self.options.receive_queue_bytes;
-        cx.wakers.extend(inbox.waker.take());
-        let full = inbox.full;
-        drop(inbox);
-        if full && self.application_ready {
-            self.application_ready = false;
-            self.proto.set_application_ready(false);
-        }
-    }
-
-    /// Adds a fragment to the message that is being put together.
-    fn append(&mut self, data: &[u8]) {
-        self.stats.bytes_received += data.len() as u64;
-        self.stats.copied_bytes += data.len() as u64;
-        self.assembly.extend_from_slice(data);
-    }
-
-    /// Keeps a receive for posting it again.
-    fn recycle(&mut self, mut buffer: IoBuf) {
-        let size = self.proto.receive_size() as usize;
-        if buffer.capacity() >= size && buffer.capacity() < 2 * size.max(CONTROL) {
-            buffer.set_len(size);
-            self.receives.push_back(buffer);
-        }
-    }
-
-    /// Whether a receive may be lent to the application.
-    fn may_lend(&self) -> bool {
-        let size = self.proto.receive_size() as usize;
-        self.pools
-            .as_ref()
-            .is_some_and(|pools| lock(pools).free(size) > ZERO_COPY_RESERVE)
-    }
-
-    /// A slot of `len` bytes, from a larger reservation if there is none.
+    /// A slot of `len` bytes. If there is none, more of them are made: at once where that does not block, and else off the
+    /// lock, and the caller goes on without.
     fn take_slot(&mut self, len: usize, wanted: usize, now: Instant) -> Option<IoBuf> {
-        let pools = self.pools.clone()?;
-        if let Some(slot) = lock(&pools).take(len) {
+        let pools = self.pools()?.clone();
+        if let Some(slot) = pools.take(len) {
             return Some(slot);
         }
-        self.stats.registrations += 1;
-        // What others were lent, or have queued, may exceed what is reserved. Nobody tells this
-        // connection when they give it back, so that it must not wait for that.
-        let slot = self
-            .reserve(len, wanted.max(8))
-            .and_then(|()| lock(&pools).allocate(len));
-        if slot.is_err() {
-            self.retry.get_or_insert(now + RETRY);
+        if !matches!(self.growth, Growth::None) {
+            return None;
         }
-        slot.ok()
-    }
-
-    fn reserve(&mut self, len: usize, count: usize) -> Result<(), RdmaError> {
-        let Some(pools) = &self.pools else {
-            return Err(RdmaError::Closed);
-        };
-        lock(pools).reserve(len, count)?;
-        self.reserved.push((len, count));
-        Ok(())
+        self.stats.stalls_registration += 1;
+        self.stats.registrations += 1;
+        // Nobody tells this connection when others give back what they were lent, so that it must not wait for that.
+        let count = wanted.max(8);
+        if pools.domain().may_block() {
+            self.growth = Growth::Wanted(len, count);
+            return None;
+        }
+        match pools.grow(len, count) {
+            Ok(slots) => self.keep(slots),
+            Err(error) => self.refused(&error, now),
+        }
+        pools.take(len)
     }
 
     fn end(&mut self, how: Close, cx: &mut Context<'_>) {
@@ -673,7 +630,10 @@ impl Conn {
     }
 }
 
-pub(crate) fn lock(pools: &Mutex<Pools>) -> MutexGuard<'_, Pools> {
-    // Every section under this lock leaves the pools valid, so a panic elsewhere does not spoil them.
-    pools.lock().unwrap_or_else(PoisonError::into_inner)
+fn closing<'a>(conn: ConnId, cx: &'a mut Context<'_>) -> exposures::Closing<'a> {
+    exposures::Closing {
+        conn,
+        provider: &mut *cx.provider,
+        retired: &mut *cx.retired,
+    }
 }

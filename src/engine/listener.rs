@@ -7,13 +7,22 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use super::Channel;
+use super::group::Members;
 use super::options::ChannelOptions;
 use super::reactor::Shared;
 use crate::transport::{Close, Error, Listener, Transport};
 
-/// Listens on one or more addresses of one reactor, and yields negotiated channels.
+/// Listens on one or more addresses of one reactor, and yields negotiated channels. That of a
+/// [`ReactorGroup`](super::ReactorGroup) yields the channels of all its reactors.
+///
+/// When a device is removed, the listener goes on with the addresses that it has on others, and tries once a second to
+/// take the lost ones up again. Without any address left it is over: accepting fails, with
+/// [`RdmaError::DeviceRemoved`](crate::rdma::RdmaError::DeviceRemoved). A listener on an unspecified address is on no
+/// device, and on all that come.
 pub struct DirectListener {
     reactor: Arc<Shared>,
+    /// Where its connections may go; the reactor knows them only as long as this does.
+    _members: Option<Arc<Members>>,
     shared: Arc<ListenShared>,
     local: Vec<SocketAddr>,
 }
@@ -22,6 +31,12 @@ pub struct DirectListener {
 pub(crate) struct ListenShared {
     state: Mutex<State>,
     backlog: usize,
+}
+
+/// A place among those that negotiate, given back when it is dropped.
+pub(crate) struct Admitted {
+    listen: Arc<ListenShared>,
+    peer: IpAddr,
 }
 
 #[derive(Default)]
@@ -33,16 +48,19 @@ struct State {
     negotiating: usize,
     per_peer: HashMap<IpAddr, usize>,
     failed: u64,
+    last_failure: Option<(SocketAddr, Error)>,
 }
 
 impl DirectListener {
     pub(crate) fn new(
         reactor: Arc<Shared>,
+        members: Option<Arc<Members>>,
         shared: Arc<ListenShared>,
         local: Vec<SocketAddr>,
     ) -> Self {
         Self {
             reactor,
+            _members: members,
             shared,
             local,
         }
@@ -64,9 +82,21 @@ impl DirectListener {
         Poll::Pending
     }
 
+    /// Connections that have been let in and are not negotiated yet.
+    #[cfg(test)]
+    pub(crate) fn negotiating(&self) -> usize {
+        self.shared.lock().negotiating
+    }
+
     /// Connections that ended before they were negotiated.
     pub fn failed_handshakes(&self) -> u64 {
         self.shared.lock().failed
+    }
+
+    /// Whose connection was the last that ended before it was negotiated, and why: a limit on locked memory that is
+    /// too low shows itself here, and nowhere else but in the log.
+    pub fn last_failed_handshake(&self) -> Option<(SocketAddr, Error)> {
+        self.shared.lock().last_failure.clone()
     }
 }
 
@@ -111,6 +141,12 @@ impl fmt::Debug for DirectListener {
     }
 }
 
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        self.listen.left(self.peer);
+    }
+}
+
 impl ListenShared {
     pub(crate) fn new(backlog: usize) -> Self {
         Self {
@@ -119,8 +155,15 @@ impl ListenShared {
         }
     }
 
-    /// Counts a connection that begins to negotiate; false if it must be refused.
-    pub(crate) fn admit(&self, peer: IpAddr, options: &ChannelOptions) -> bool {
+    /// Counts a connection that begins to negotiate; `None` if it must be refused.
+    pub(crate) fn admit(
+        self: &Arc<Self>,
+        peer: IpAddr,
+        options: &ChannelOptions,
+    ) -> Option<Admitted> {
+        if !options.listen.filter.admits(peer) {
+            return None;
+        }
         let mut state = self.lock();
         let here = state.per_peer.get(&peer).copied().unwrap_or(0);
         if state.closed
@@ -128,15 +171,19 @@ impl ListenShared {
             || state.negotiating >= options.max_negotiating
             || here >= options.max_negotiating_per_peer
         {
-            return false;
+            return None;
         }
         state.negotiating += 1;
         *state.per_peer.entry(peer).or_default() += 1;
-        true
+        drop(state);
+        Some(Admitted {
+            listen: self.clone(),
+            peer,
+        })
     }
 
     /// A connection is not negotiating any more.
-    pub(crate) fn left(&self, peer: IpAddr) {
+    fn left(&self, peer: IpAddr) {
         let mut state = self.lock();
         state.negotiating = state.negotiating.saturating_sub(1);
         if let Some(count) = state.per_peer.get_mut(&peer) {
@@ -147,8 +194,10 @@ impl ListenShared {
         }
     }
 
-    pub(crate) fn count_failure(&self) {
-        self.lock().failed += 1;
+    pub(crate) fn count_failure(&self, peer: SocketAddr, error: Error) {
+        let mut state = self.lock();
+        state.failed += 1;
+        state.last_failure = Some((peer, error));
     }
 
     /// A negotiated channel. Returns who is to be woken.

@@ -5,7 +5,14 @@ use std::time::Duration;
 use crate::proto;
 use crate::rdma::ListenOptions;
 
-/// Options of a reactor.
+/// Options of a reactor. There will be more of them, so that they are made by changing the defaults:
+///
+/// ```
+/// use smbdirect::engine::ReactorOptions;
+///
+/// let mut options = ReactorOptions::default();
+/// options.max_registered_memory = 1 << 30;
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ReactorOptions {
@@ -16,8 +23,19 @@ pub struct ReactorOptions {
     pub spin: Duration,
     /// Events that one pass handles before timers and other work get their turn.
     pub poll_budget: usize,
+    /// Bytes that unfinished messages of all connections may take together. The connection whose fragment goes
+    /// beyond it ends with [`ReassemblyBudget`](crate::transport::DisconnectReason::ReassemblyBudget).
+    pub reassembly_budget: usize,
+    /// The NUMA node on whose processors the reactor's own threads run, and where the memory is that they register: best
+    /// that of the device (`/sys/class/infiniband/*/device/numa_node`). Who drives the reactor otherwise chooses
+    /// for the driving thread. Default: wherever the system puts them.
+    pub numa_node: Option<u32>,
     /// Use huge pages for registered memory where the system has them.
     pub huge_pages: bool,
+    /// Bytes of registered memory of all connections together: message slots, buffers that were allocated, and memory
+    /// that the caller brought. What goes beyond fails with
+    /// [`MemoryBudget`](crate::rdma::RdmaError::MemoryBudget). Default: no limit but the system's.
+    pub max_registered_memory: u64,
 }
 
 impl Default for ReactorOptions {
@@ -26,12 +44,25 @@ impl Default for ReactorOptions {
             thread_name: "smbdirect".into(),
             spin: Duration::ZERO,
             poll_budget: 256,
+            reassembly_budget: 1 << 30,
+            numa_node: None,
             huge_pages: false,
+            max_registered_memory: u64::MAX,
         }
     }
 }
 
-/// Options of a channel, and of the channels that a listener accepts.
+/// Options of a channel, and of the channels that a listener accepts; made as [`ReactorOptions`] are:
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use smbdirect::engine::ChannelOptions;
+///
+/// let mut options = ChannelOptions::default();
+/// options.protocol.max_read_write_size = 1 << 20;
+/// options.linger = Duration::from_secs(1);
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ChannelOptions {
@@ -40,7 +71,8 @@ pub struct ChannelOptions {
     /// Bytes of memory of accepted but unsent messages, above which no more are accepted. One message is always accepted by
     /// an empty queue.
     pub send_queue_bytes: usize,
-    /// Bytes of received messages that the application has not taken, above which no more are received.
+    /// Bytes of memory of received messages that the application has not taken, above which no more are received. A message
+    /// that lies in a message slot counts as all of the slot, and each for some 100 bytes more.
     pub receive_queue_bytes: usize,
     /// Places in the send queue of the queue pair.
     pub send_depth: u32,
@@ -50,7 +82,8 @@ pub struct ChannelOptions {
     pub responder_resources: u16,
     /// Type of service (IPv4) or traffic class (IPv6) byte; the upper six bits are the DSCP.
     pub type_of_service: Option<u8>,
-    /// ACK timeout exponent of the queue pair (4.096 µs × 2^n), where the fabric has one.
+    /// ACK timeout exponent of the queue pair (4.096 µs × 2^n), where the fabric has one. What is not acknowledged is sent
+    /// again six times before the connection fails. `None`: 18, so that a link may be gone for 7 s.
     pub ack_timeout: Option<u8>,
     /// Bytes of one RDMA read or write request; larger transfers are cut, so that they do not hold up messages.
     pub max_rdma_chunk: usize,

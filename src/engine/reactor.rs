@@ -4,73 +4,122 @@ use std::cell::Cell;
 use std::fmt;
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::task::Waker;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::Channel;
+use super::attempt::{Attempt, Waiter};
+use super::calls::Calls;
 use super::conn::{Conn, Context};
 use super::core::Core;
+use super::exposures::{ExposureId, Reclaim};
+use super::group::{Arrival, Load, Members};
+use super::helper::Helper;
+use super::listen_at::ListenAt;
 use super::listener::{DirectListener, ListenShared};
+use super::numa::Node;
 use super::options::{ChannelOptions, ReactorOptions};
-use super::setup::Attempt;
+use super::retired::{Retired, RetiredList};
+use super::setup::Done;
 use super::shared::ConnShared;
 use super::wait::Wait;
 use crate::rdma::{
-    Armed, Close as RdmaClose, ConnId, IoBuf, IoPin, Provider, ProviderKind, RdmaError,
-    Registration, RemoteAccess, ResolveOptions, Window, WindowId,
+    Armed, Close as RdmaClose, ConnId, IoPin, MemoryBudget, NoBlocking, Provider, ProviderKind,
+    RdmaError, Registration, RemoteAccess, ResolveOptions, Window, after,
 };
-use crate::transport::{Completer, Error, Op, Stats};
+use crate::transport::{Error, List, Op, Stats, Transport};
+
+/// Passes with more to do after which whoever drives gets its turn.
+const PASSES: u32 = 64;
 
 /// Drives one provider and its connections. A cheap handle: clones share the reactor.
 ///
-/// Somebody has to drive it, in one of three ways, all of which run the same code:
+/// Somebody has to drive it, in one of these ways, all of which run the same code:
 /// - its own thread: [`Reactor::spawn`];
 /// - the caller's loop: [`Reactor::fd`] and [`Reactor::poll`];
-/// - one operation at a time on the calling thread: [`Reactor::block_on`].
+/// - a task of a tokio runtime: `Reactor::drive`, with the feature `tokio`;
+/// - the calling thread, while it waits for something: [`Reactor::block_on`].
+///
+/// Until somebody does, operations do not end, and blocking calls on other threads wait for ever.
 ///
 /// Calls on channels never wait for the driver: they do their work themselves when the reactor is free, and leave it
 /// to whoever holds it when it is not.
 #[derive(Clone)]
 pub struct Reactor {
     shared: Arc<Shared>,
+    /// `None` for who drives the reactor: it is not kept for its driver's sake.
+    _owner: Option<Arc<Owner>>,
 }
+
+/// All handles together.
+struct Owner(Arc<Shared>);
 
 /// What handles, channels and the driver share.
 pub(crate) struct Shared {
     core: Mutex<Core>,
-    /// Connections whose queues want attention.
-    pending: Mutex<Vec<ConnId>>,
-    /// How many there are in `pending`: saves its lock.
-    pending_count: AtomicUsize,
+    /// What is ended when the core was released.
+    retired: RetiredList,
+    /// What waits for whoever holds the core next.
+    calls: Calls<Call>,
     wait: Wait,
     kind: ProviderKind,
     options: ReactorOptions,
     stopping: AtomicBool,
+    /// There is no handle any more, so that nothing new can begin but through what there is.
+    unowned: AtomicBool,
+    load: Load,
+    helper: Helper,
     thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// What another thread leaves to whoever holds the core.
+enum Call {
+    /// A connection's queues want attention.
+    Attend(ConnId),
+    /// A sibling's listener hands a connection over.
+    TakeIn(Box<Arrival>),
+    /// Work for a connection has been done off the lock.
+    Finished(ConnId, Box<Done>),
 }
 
 impl Reactor {
     /// A reactor over a provider, driven by nobody yet.
     ///
     /// # Errors
-    /// The system has no descriptors left.
+    /// The system has no descriptors left; [`ApiMisuse::NoNumaNode`](crate::transport::ApiMisuse) for such an option.
     pub fn new(provider: Box<dyn Provider>, options: ReactorOptions) -> Result<Self, Error> {
         let wait = Wait::new(provider.fd()).map_err(|errno| Error::os(&errno.into()))?;
         let kind = provider.kind();
+        let load = Load::default();
+        let node = options.numa_node.map(Node::new).transpose()?;
+        let helper = Helper::new(&options.thread_name, node, provider.fd().is_none());
         let shared = Arc::new_cyclic(|weak| Shared {
-            core: Mutex::new(Core::new(provider, options.clone(), weak.clone())),
-            pending: Mutex::new(Vec::with_capacity(64)),
-            pending_count: AtomicUsize::new(0),
+            core: Mutex::new(Core::new(
+                provider,
+                options.clone(),
+                load.clone(),
+                helper.clone(),
+                weak.clone(),
+            )),
+            retired: RetiredList::default(),
+            calls: Calls::new(),
             wait,
             kind,
             options,
             stopping: AtomicBool::new(false),
+            unowned: AtomicBool::new(false),
+            load,
+            helper,
             thread: Mutex::new(None),
         });
-        Ok(Self { shared })
+        let owner = Arc::new(Owner(shared.clone()));
+        Ok(Self {
+            shared,
+            _owner: Some(owner),
+        })
     }
 
     /// Which provider it drives.
@@ -78,7 +127,8 @@ impl Reactor {
         self.shared.kind
     }
 
-    /// Starts a thread that drives the reactor until [`Reactor::shutdown`].
+    /// Starts a thread that drives the reactor until [`Reactor::shutdown`], or until nothing is left that needs it: no
+    /// handle of the reactor, no listener and no connection.
     ///
     /// # Errors
     /// The system has no threads left.
@@ -92,34 +142,48 @@ impl Reactor {
         Ok(())
     }
 
-    /// Listens on all the addresses (on none if one fails). Port 0 lets the system choose.
+    /// Listens at all the places (at none if one fails): at plain addresses, where port 0 lets the system choose, or
+    /// at those that [`ListenAt::everywhere`] and [`ListenAt::usual`] find, with their usual ports.
     ///
     /// # Errors
-    /// An address is in use, or belongs to no device; the options are not valid.
-    pub fn listen(
+    /// An address is in use, or belongs to no device or to another than was asked for; the options are not valid.
+    pub fn listen<P: Clone + Into<ListenAt>>(
         &self,
-        addresses: &[SocketAddr],
+        places: &[P],
         options: ChannelOptions,
     ) -> Result<DirectListener, Error> {
+        self.listen_for(None, places, options)
+    }
+
+    /// As [`Reactor::listen`], for a group of which this is a member.
+    pub(crate) fn listen_for<P: Clone + Into<ListenAt>>(
+        &self,
+        members: Option<Arc<Members>>,
+        places: &[P],
+        options: ChannelOptions,
+    ) -> Result<DirectListener, Error> {
+        let places: Vec<ListenAt> = places.iter().cloned().map(Into::into).collect();
         let options = Arc::new(options);
         let listen = Arc::new(ListenShared::new(options.accept_backlog));
+        let spread = members.as_ref().map(Arc::downgrade).unwrap_or_default();
         let local = self
             .shared
-            .with_core(|core| core.listen(addresses, options, &listen))?;
+            .with_core(|core| core.listen(&places, options, &listen, spread))?;
         self.shared.kick();
-        Ok(DirectListener::new(self.shared.clone(), listen, local))
+        let reactor = self.shared.clone();
+        Ok(DirectListener::new(reactor, members, listen, local))
     }
 
     /// Connects and negotiates. The operation ends with a channel that is ready for messages.
+    ///
+    /// Port 0 is for the [usual one](crate::transport::port_for) of the device that the way to the peer leads over: it
+    /// is tried first, then that of the other fabrics, and [`Error::BothPorts`] says how both have failed.
     pub fn connect(&self, to: SocketAddr, options: ChannelOptions) -> Op<Channel> {
-        let resolve = ResolveOptions {
-            type_of_service: options.type_of_service,
-            ..ResolveOptions::default()
-        };
-        self.connect_with(to, &resolve, options)
+        self.connect_with(to, &ResolveOptions::default(), options)
     }
 
-    /// As [`Reactor::connect`], with the choice of local address and fabric.
+    /// As [`Reactor::connect`], with the choice of local address and fabric. A type of service in `resolve` comes before
+    /// that in `options`.
     pub fn connect_with(
         &self,
         to: SocketAddr,
@@ -127,18 +191,25 @@ impl Reactor {
         options: ChannelOptions,
     ) -> Op<Channel> {
         let (op, completer) = Op::pending();
-        self.shared.with_core(|core| {
-            let now = core.now();
-            let resolve = resolve.clone();
-            let attempt = Attempt {
-                completer,
-                to,
-                resolve,
-                again: 3,
-            };
-            core.connect(attempt, Arc::new(options), now);
-        });
-        self.shared.kick();
+        self.begin(
+            Attempt::new(Waiter::Channel(completer), to, resolve, &options),
+            options,
+        );
+        op
+    }
+
+    /// As [`Reactor::connect_with`], with the channel as a transport of any kind.
+    pub(crate) fn connect_transport(
+        &self,
+        to: SocketAddr,
+        resolve: &ResolveOptions,
+        options: ChannelOptions,
+    ) -> Op<Arc<dyn Transport>> {
+        let (op, completer) = Op::pending();
+        self.begin(
+            Attempt::new(Waiter::Transport(completer), to, resolve, &options),
+            options,
+        );
         op
     }
 
@@ -147,8 +218,9 @@ impl Reactor {
         self.shared.wait.fd()
     }
 
-    /// Does everything that can be done without sleeping, and prepares [`Reactor::fd`] for the next sleep. Returns
-    /// when it wants to be called again at the latest; the descriptor becomes readable then, too.
+    /// Does what can be done without sleeping, but no more than is good for the rest of the caller's loop, and prepares
+    /// [`Reactor::fd`] for the next sleep. Returns when it wants to be called again at the latest, which may be at once;
+    /// the descriptor becomes readable then, too.
     pub fn poll(&self) -> Option<Instant> {
         self.shared.wait.acknowledge();
         let deadline = self.shared.settle(self.shared.options.spin);
@@ -157,36 +229,39 @@ impl Reactor {
         deadline
     }
 
-    /// Drives the reactor on this thread until the operation is over: the lowest latency where nobody else drives
-    /// it.
-    ///
-    /// # Errors
-    /// The operation failed.
-    pub fn block_on<T>(&self, mut op: Op<T>) -> Result<T, Error> {
-        loop {
-            if let Some(result) = op.try_take() {
-                return result;
-            }
-            let deadline = self.shared.settle(Duration::ZERO);
-            if let Some(result) = op.try_take() {
-                return result;
-            }
-            self.shared.sleep(deadline);
-        }
-    }
-
     /// How many connections there are, in any state.
     pub fn connections(&self) -> usize {
         self.shared.with_core(|core| core.connections())
     }
 
+    /// Counters of all its connections since the reactor was made, those that have ended included.
+    pub fn stats(&self) -> Stats {
+        self.shared.with_core(|core| core.totals())
+    }
+
+    /// Bytes of registered memory that the reactor's connections hold, whether in use or kept for the next use.
+    /// [`ReactorOptions::max_registered_memory`] limits it.
+    pub fn registered_memory(&self) -> u64 {
+        self.shared
+            .with_core(|core| core.budget().map_or(0, MemoryBudget::used))
+    }
+
     /// Ends listeners at once and connections in order (accepted messages are sent first), at the latest after
     /// `limit`; then the thread, if there is one. Channels that are left see
-    /// [`ReactorGone`](crate::transport::DisconnectReason::ReactorGone). Calling it twice is harmless.
+    /// [`ReactorGone`](crate::transport::DisconnectReason::ReactorGone). Calling it twice is harmless. It blocks, up to
+    /// its limit: an asynchronous program has [`Reactor::begin_shutdown`].
     pub fn shutdown(&self, limit: Duration) {
+        let deadline = self.begin_shutdown(limit);
+        self.finish_shutdown(deadline);
+    }
+
+    /// As [`Reactor::shutdown`], without waiting: returns until when it may take. The thread or the task that drives the
+    /// reactor ends when everything has.
+    pub fn begin_shutdown(&self, limit: Duration) -> Instant {
+        self.shared.stopping.store(true, Ordering::SeqCst);
         let deadline = self.shared.with_core(|core| {
             let now = core.now();
-            let deadline = now + limit;
+            let deadline = after(now, limit);
             let how = if limit.is_zero() {
                 RdmaClose::Abort
             } else {
@@ -195,8 +270,12 @@ impl Reactor {
             core.shut_down(how, now);
             deadline
         });
-        self.shared.stopping.store(true, Ordering::SeqCst);
         self.shared.wait.wake();
+        deadline
+    }
+
+    /// Waits until everything has ended.
+    pub(crate) fn finish_shutdown(&self, deadline: Instant) {
         let thread = ignore_poison(self.shared.thread.lock()).take();
         match thread {
             Some(thread) if thread.thread().id() != thread::current().id() => {
@@ -204,14 +283,72 @@ impl Reactor {
                 let _ = thread.join();
             }
             _ => {
-                while !self.shared.with_core(|core| core.is_idle()) && Instant::now() < deadline {
+                loop {
                     let next = self.shared.settle(Duration::ZERO);
+                    if self.shared.with_core(|core| core.is_idle()) || Instant::now() >= deadline {
+                        break;
+                    }
                     self.shared
                         .sleep(Some(next.map_or(deadline, |at| at.min(deadline))));
                 }
                 self.shared.with_core(Core::abandon);
+                // Whoever drives it besides sees that it is over.
+                self.shared.wait.wake();
             }
         }
+    }
+
+    /// A handle for who drives the reactor.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn for_driver(&self) -> Self {
+        Self {
+            shared: self.shared.clone(),
+            _owner: None,
+        }
+    }
+
+    /// Whether it was shut down, or can have nothing more to do, and nothing of it is left.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn is_over(&self) -> bool {
+        self.shared.is_over()
+    }
+
+    /// How many connections it has, those that are on their way to it included.
+    pub(crate) fn load(&self) -> &Load {
+        &self.shared.load
+    }
+
+    /// Whether it takes no new connections any more.
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.shared.stopping.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// Works under the lock, for tests of what happens meanwhile.
+    #[cfg(test)]
+    pub(crate) fn hold<T>(&self, work: impl FnOnce(&mut Core) -> T) -> T {
+        self.shared.with_core(work)
+    }
+}
+
+impl Reactor {
+    fn begin(&self, attempt: Attempt, options: ChannelOptions) {
+        self.shared.with_core(|core| {
+            let now = core.now();
+            core.connect(attempt, Arc::new(options), now);
+        });
+        self.shared.kick();
+    }
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.0.unowned.store(true, Ordering::SeqCst);
+        // The driver may sleep.
+        self.0.wait.wake();
     }
 }
 
@@ -227,10 +364,30 @@ impl Shared {
     /// A channel left work in its queues: does it now if the reactor is free; whoever holds it sees it otherwise.
     pub(crate) fn request(&self, conn: &ConnShared) {
         if conn.mark() {
-            ignore_poison(self.pending.lock()).push(conn.conn);
-            self.pending_count.fetch_add(1, Ordering::SeqCst);
+            self.calls.leave(Call::Attend(conn.conn));
         }
         self.kick();
+    }
+
+    /// A sibling's listener hands a connection over.
+    pub(crate) fn hand_over(&self, arrival: Box<Arrival>) {
+        self.calls.leave(Call::TakeIn(arrival));
+        self.kick();
+    }
+
+    /// Work for a connection has been done off the lock: the driver goes on with it, where the reactor was put to run.
+    pub(crate) fn finished(&self, conn: ConnId, done: Done) {
+        self.calls.leave(Call::Finished(conn, Box::new(done)));
+        self.wait.wake();
+        // Then there may be no driver any more.
+        if self.stopping.load(Ordering::SeqCst) {
+            self.kick();
+        }
+    }
+
+    /// Where work goes that may block.
+    pub(crate) fn helper(&self) -> &Helper {
+        &self.helper
     }
 
     /// Ends a listener.
@@ -253,73 +410,68 @@ impl Shared {
         self.with_core(|core| core.with_conn(conn, work))
     }
 
-    /// Exposes memory of a connection to its peer.
+    /// Exposes memory of a connection to its peer, in pieces with their registrations where the device needs them.
     pub(crate) fn expose(
         &self,
         conn: ConnId,
-        memory: IoPin,
+        mut pieces: impl Iterator<Item = (IoPin, Option<Registration>)>,
         access: RemoteAccess,
-        registration: Option<Registration>,
-    ) -> Result<Window, RdmaError> {
-        self.with_core(|core| core.expose(conn, memory, access, registration))
+    ) -> Result<(ExposureId, List<Window>), RdmaError> {
+        let mut windows = List::default();
+        loop {
+            let exposed =
+                self.with_core(|core| core.expose(conn, &mut pieces, access, &mut windows))?;
+            if let Some(exposure) = exposed {
+                return Ok((exposure, windows));
+            }
+        }
     }
 
     /// Takes exposed memory back; see [`Exposed::reclaim`](super::Exposed::reclaim).
-    pub(crate) fn reclaim(
-        &self,
-        conn: ConnId,
-        window: WindowId,
-        memory: IoPin,
-        completer: Option<Completer<IoBuf>>,
-    ) {
-        let mut taken = Some((memory, completer));
+    pub(crate) fn reclaim(&self, conn: ConnId, id: ExposureId, reclaim: Reclaim) {
+        let mut taken = Some(reclaim);
         self.with_conn(conn, |conn, cx| {
-            if let Some((memory, completer)) = taken.take() {
-                conn.reclaim(window, memory, completer, cx);
+            if let Some(reclaim) = taken.take() {
+                conn.reclaim(id, reclaim, cx);
             }
         });
-        // The connection is gone, and every right with it.
-        if let Some((memory, Some(completer))) = taken {
-            let result = memory.unpin().map_err(|_| Error::Rdma(RdmaError::Closed));
-            if let Some(waker) = completer.complete(result) {
-                waker.wake();
-            }
+        // The connection is gone, and every right with it: as soon as what it has left behind has ended.
+        if let Some(reclaim) = taken {
+            self.retired.extend([Retired::Memory(reclaim)]);
+            self.work_off_retired();
         }
     }
 
-    /// Works off what is pending, if nobody else is at it.
+    /// Works off what is left to do, if nobody else is at it.
     fn kick(&self) {
-        while self.pending_count.load(Ordering::SeqCst) > 0 {
-            let mut core = match self.core.try_lock() {
+        self.calls.work_off(|| {
+            let core = match self.core.try_lock() {
                 Ok(core) => core,
                 Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
                 // The holder looks at the list again after it has unlocked.
-                Err(TryLockError::WouldBlock) => return,
+                Err(TryLockError::WouldBlock) => return false,
             };
+            let mut core = Locked::new(core);
             let now = core.now();
             self.attend(&mut core, now);
             self.unlock(core, now);
-        }
+            true
+        });
     }
 
-    /// Attends to all connections on the list.
+    /// Works off the list.
     fn attend(&self, core: &mut Core, now: Instant) {
-        while self.pending_count.load(Ordering::SeqCst) > 0 {
-            let next = {
-                let mut pending = ignore_poison(self.pending.lock());
-                let next = pending.pop();
-                if next.is_some() {
-                    self.pending_count.fetch_sub(1, Ordering::SeqCst);
-                }
-                next
-            };
-            let Some(conn) = next else { return };
-            core.attend(conn, now);
+        while let Some(call) = self.calls.next() {
+            match call {
+                Call::Attend(conn) => core.attend(conn, now),
+                Call::TakeIn(arrival) => core.take_in(*arrival, now),
+                Call::Finished(conn, done) => core.finished(conn, *done, now),
+            }
         }
     }
 
     /// Leaves the core, and wakes those who wait for what happened in it.
-    fn unlock(&self, mut core: MutexGuard<'_, Core>, now: Instant) {
+    fn unlock(&self, mut core: Locked<'_>, now: Instant) {
         if core.sleeping.is_some() {
             // The driver sleeps on what the descriptor announces: the rest is done here.
             let mut rounds = 0;
@@ -339,14 +491,40 @@ impl Shared {
         }
         let mut wakers = SPARE.take();
         std::mem::swap(&mut wakers, &mut core.wakers);
+        let handed = std::mem::take(&mut core.handed);
+        core.collect_remains();
+        let retired = !core.retired.is_empty();
+        if retired {
+            // While the lock is held, so that the order is that of what happened under it.
+            self.retired.extend(core.retired.drain(..));
+        }
+        let emptied = core.has_emptied();
         drop(core);
+        if emptied {
+            // Whoever waits for that may sleep, and so may the driver, which ends then if nobody needs it any more.
+            self.wait.wake();
+        }
+        wakers.drain(..).for_each(Waker::wake);
+        SPARE.set(wakers);
+        if retired {
+            self.work_off_retired();
+        }
+        for (sibling, arrival) in handed {
+            sibling.hand_over(arrival);
+        }
+    }
+
+    /// Ends and gives back what was left for when the lock is released.
+    fn work_off_retired(&self) {
+        let mut wakers = SPARE.take();
+        self.retired.work_off(&mut wakers);
         wakers.drain(..).for_each(Waker::wake);
         SPARE.set(wakers);
     }
 
     /// Runs something under the lock.
     fn with_core<T>(&self, work: impl FnOnce(&mut Core) -> T) -> T {
-        let mut core = ignore_poison(self.core.lock());
+        let mut core = Locked::new(ignore_poison(self.core.lock()));
         let result = work(&mut core);
         let now = core.now();
         self.unlock(core, now);
@@ -356,19 +534,26 @@ impl Shared {
     }
 
     /// Works until there is nothing to do, spinning for the given time, and prepares for sleeping. Returns when
-    /// there will be something to do at the latest.
-    fn settle(&self, spin: Duration) -> Option<Instant> {
+    /// there will be something to do at the latest: at once where the work does not end, so that whoever drives has
+    /// time for other things.
+    pub(super) fn settle(&self, spin: Duration) -> Option<Instant> {
         let mut spin_until = None;
+        let mut passes = 0;
         loop {
-            let mut core = ignore_poison(self.core.lock());
+            let mut core = Locked::new(ignore_poison(self.core.lock()));
             core.sleeping = None;
             let now = core.now();
             self.attend(&mut core, now);
             let before = core.wakers.len();
             let mut more = core.pass(now) || core.provider().pending();
             let worked = core.wakers.len() > before;
+            passes += u32::from(more);
+            if passes > PASSES {
+                self.unlock(core, now);
+                return Some(now);
+            }
             if !more && !spin.is_zero() {
-                let until = *spin_until.get_or_insert(now + spin);
+                let until = *spin_until.get_or_insert(after(now, spin));
                 if worked {
                     spin_until = None;
                     more = true;
@@ -382,7 +567,8 @@ impl Shared {
                         let deadline = core.deadline();
                         core.sleeping = Some(deadline);
                         self.unlock(core, now);
-                        if self.pending_count.load(Ordering::SeqCst) == 0 {
+                        let worked = self.helper.drive();
+                        if !worked && self.calls.is_empty() {
                             return deadline;
                         }
                         continue;
@@ -399,18 +585,30 @@ impl Shared {
         }
     }
 
-    fn sleep(&self, deadline: Option<Instant>) {
+    /// Ends the driver's sleep.
+    pub(super) fn wake(&self) {
+        self.wait.wake();
+    }
+
+    pub(super) fn sleep(&self, deadline: Option<Instant>) {
         let limit = deadline.map(|at| at.saturating_duration_since(Instant::now()));
         if limit.is_none_or(|limit| !limit.is_zero()) {
             self.wait.sleep(limit);
         }
     }
 
+    /// Whether it was shut down, or can have nothing more to do, and nothing of it is left.
+    fn is_over(&self) -> bool {
+        (self.stopping.load(Ordering::SeqCst) || self.unowned.load(Ordering::SeqCst))
+            && self.with_core(|core| core.is_idle())
+    }
+
     /// The spawned thread.
     fn run(&self) {
+        self.helper.place_this_thread();
         loop {
             let deadline = self.settle(self.options.spin);
-            if self.stopping.load(Ordering::SeqCst) && self.with_core(|core| core.is_idle()) {
+            if self.is_over() {
                 break;
             }
             self.sleep(deadline);
@@ -422,6 +620,35 @@ impl Shared {
 impl fmt::Debug for Shared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Shared")
+    }
+}
+
+/// The core while this thread has it, and must not block.
+struct Locked<'a> {
+    core: MutexGuard<'a, Core>,
+    _no_blocking: NoBlocking,
+}
+
+impl<'a> Locked<'a> {
+    fn new(core: MutexGuard<'a, Core>) -> Self {
+        Self {
+            core,
+            _no_blocking: NoBlocking::begin(),
+        }
+    }
+}
+
+impl std::ops::Deref for Locked<'_> {
+    type Target = Core;
+
+    fn deref(&self) -> &Core {
+        &self.core
+    }
+}
+
+impl std::ops::DerefMut for Locked<'_> {
+    fn deref_mut(&mut self) -> &mut Core {
+        &mut self.core
     }
 }
 

@@ -1,24 +1,24 @@
 //! Setting a connection up: queue pair, slots, negotiation, and the hand-over to whoever waits for it.
 
-use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Weak};
 
 use tracing::info;
 
 use super::Channel;
+use super::attempt::Attempt;
 use super::channel::Features;
 use super::conn::{Conn, Context};
-use super::listener::ListenShared;
-use super::pool::Pools;
+use super::group::Place;
+use super::helper::Helper;
+use super::listener::{Admitted, ListenShared};
+use super::pool::{Registry, Reserved};
 use super::rdma_header;
 use super::reactor::Shared;
+use super::retired::Retired;
 use super::shared::ConnShared;
 use crate::proto;
-use crate::rdma::{
-    ConnectParams, Fabric, PeerInfo, QpOptions, RdmaError, RdmaOperation, ResolveOptions,
-    SlabOptions,
-};
-use crate::transport::{Completer, DisconnectReason, Info, TransportKind};
+use crate::rdma::{ConnectParams, Fabric, PeerInfo, QpMade, QpOptions, RdmaError, RdmaOperation};
+use crate::transport::{DisconnectReason, Info, TransportKind};
 
 /// Receives beyond the credits that the protocol may post: the one that a last credit needs, and the negotiation's.
 const RECEIVE_HEADROOM: u32 = 3;
@@ -31,15 +31,10 @@ pub(crate) struct Entry {
     /// What the peer asked for in the header of legacy iWARP peers.
     pub(crate) legacy: Option<rdma_header::Header>,
     pub(crate) span: tracing::Span,
-}
-
-/// A wish to connect.
-pub(crate) struct Attempt {
-    pub(crate) completer: Completer<Channel>,
-    pub(crate) to: SocketAddr,
-    pub(crate) resolve: ResolveOptions,
-    /// How often it may begin anew when the device has chosen a port that is taken.
-    pub(crate) again: u32,
+    /// Events taken in since the connection last moved on.
+    pub(crate) unsettled: u32,
+    /// It counts as one of the reactor's.
+    pub(crate) _place: Place,
 }
 
 /// Where a connection comes from.
@@ -49,16 +44,26 @@ pub(crate) enum Origin {
     /// Accepted by a listener.
     Listener {
         shared: Arc<ListenShared>,
-        peer: IpAddr,
-        negotiating: bool,
+        /// Its place among those that negotiate, until it has.
+        admitted: Option<Admitted>,
     },
+}
+
+/// What came of work off the lock.
+pub(crate) enum Done {
+    /// The queue pair, where it was not made under the lock, and slots for the negotiation.
+    QueuePair(Result<(Option<QpMade>, Reserved), RdmaError>),
+    /// Slots for data, after the negotiation.
+    Data(Result<Reserved, RdmaError>),
+    /// More slots.
+    Growth(Result<Reserved, RdmaError>),
 }
 
 /// A connection's context together with what its set-up needs.
 pub(crate) struct Setup<'a, 'b> {
     pub(crate) cx: Context<'a>,
-    pub(crate) pools: &'b mut Vec<Weak<Mutex<Pools>>>,
-    pub(crate) huge_pages: bool,
+    pub(crate) registry: &'b Arc<Registry>,
+    pub(crate) helper: &'b Helper,
     pub(crate) reactor: &'b Weak<Shared>,
 }
 
@@ -77,39 +82,81 @@ impl std::ops::DerefMut for Setup<'_, '_> {
 }
 
 impl Entry {
-    /// The peer's device and route are known: makes the queue pair and connects.
-    pub(crate) fn resolved(&mut self, cx: &mut Setup<'_, '_>) {
-        self.peer = cx.provider.peer(self.conn.id);
-        let result = self.make_queue_pair(cx).and_then(|fabric| {
-            let mut params = self.params();
-            if fabric == Fabric::Iwarp {
-                // [MS-SMBD] 6.1: for peers whose iWARP does not negotiate the depths itself.
-                params.private_data = self.offered_header().encode().to_vec();
+    /// The peer's device and route are known, or a peer wants to connect: makes the queue pair.
+    pub(crate) fn begin(&mut self, cx: &mut Setup<'_, '_>) {
+        if self.peer.is_none() {
+            self.peer = cx.provider.peer(self.conn.id);
+        }
+        if let Err(error) = self.make_queue_pair(cx) {
+            self.conn.fail(error.into(), cx);
+        }
+    }
+
+    /// Work that was done off the lock has ended.
+    pub(crate) fn done(&mut self, done: Done, cx: &mut Setup<'_, '_>) {
+        let result = match done {
+            Done::QueuePair(result) => result.and_then(|(made, slots)| self.join(made, slots, cx)),
+            Done::Data(result) => result.map(|slots| {
+                self.conn.set_up_data(slots);
+                self.hand_over(cx);
+            }),
+            Done::Growth(result) => {
+                self.conn.grown(result, cx.now);
+                Ok(())
             }
-            cx.cx.provider.connect(self.conn.id, &params, cx.cx.now)
-        });
+        };
         if let Err(error) = result {
             self.conn.fail(error.into(), cx);
         }
     }
 
-    /// A peer wants to connect: makes the queue pair and accepts.
-    pub(crate) fn accept(&mut self, cx: &mut Setup<'_, '_>) {
-        let result = self.make_queue_pair(cx).and_then(|fabric| {
-            let mut params = self.params();
-            if fabric == Fabric::Iwarp
-                && let Some(request) = self.legacy
-            {
-                // [MS-SMBD] 6.2: a peer that sent the header gets one back, with the depths that fit both.
-                let reply = self.offered_header().reply_to(request);
-                params.initiator_depth = reply.responder_resources;
-                params.responder_resources = reply.initiator_depth;
-                params.private_data = reply.encode().to_vec();
+    /// The queue pair is there: connects or accepts.
+    fn join(
+        &mut self,
+        made: Option<QpMade>,
+        slots: Reserved,
+        cx: &mut Setup<'_, '_>,
+    ) -> Result<(), RdmaError> {
+        let id = self.conn.id;
+        if let Some(made) = made
+            && let Err(error) = cx.provider.finish_qp(id, made)
+        {
+            cx.retired.push(Retired::remains(slots));
+            return Err(error);
+        }
+        self.conn.set_up(slots, cx)?;
+        let capabilities = cx.provider.capabilities(id).ok_or(RdmaError::Closed)?;
+        let iwarp = capabilities.fabric == Fabric::Iwarp;
+        let mut params = self.params();
+        if matches!(self.origin, Origin::Connector(_)) {
+            if iwarp {
+                // [MS-SMBD] 6.1: for peers whose iWARP does not negotiate the depths itself.
+                params.private_data = self.offered_header().encode().to_vec();
             }
-            cx.cx.provider.accept(self.conn.id, &params, cx.cx.now)
-        });
-        if let Err(error) = result {
-            self.conn.fail(error.into(), cx);
+            return cx.cx.provider.connect(id, &params, cx.cx.now);
+        }
+        if let Some(request) = self.legacy.filter(|_| iwarp) {
+            // [MS-SMBD] 6.2: a peer that sent the header gets one back, with the depths that fit both.
+            let reply = self.offered_header().reply_to(request);
+            params.initiator_depth = reply.responder_resources;
+            params.responder_resources = reply.initiator_depth;
+            params.private_data = reply.encode().to_vec();
+        }
+        cx.cx.provider.accept(id, &params, cx.cx.now)
+    }
+
+    /// How many RDMA reads the peer serves at a time: what the set-up agreed on, and no more than an acceptor says in its
+    /// private data, which is all that it can do where its iWARP does not negotiate the depths ([MS-SMBD] 6.2).
+    pub(crate) fn read_depth(&self, agreed: u16, private_data: &[u8], cx: &Setup<'_, '_>) -> u16 {
+        let iwarp = cx
+            .provider
+            .capabilities(self.conn.id)
+            .is_some_and(|capabilities| capabilities.fabric == Fabric::Iwarp);
+        match rdma_header::Header::parse(private_data) {
+            Some(answer) if iwarp && matches!(self.origin, Origin::Connector(_)) => {
+                agreed.min(answer.initiator_depth)
+            }
+            _ => agreed,
         }
     }
 
@@ -130,10 +177,9 @@ impl Entry {
         }
     }
 
-    fn make_queue_pair(&mut self, cx: &mut Setup<'_, '_>) -> Result<Fabric, RdmaError> {
+    fn make_queue_pair(&mut self, cx: &mut Setup<'_, '_>) -> Result<(), RdmaError> {
         let id = self.conn.id;
         let capabilities = cx.provider.capabilities(id).ok_or(RdmaError::Closed)?;
-        let fabric = capabilities.fabric;
         let options = &self.conn.options;
         let credits = u32::from(options.protocol.receive_credit_max) + RECEIVE_HEADROOM;
         if capabilities.max_receive_depth < credits {
@@ -151,27 +197,43 @@ impl Entry {
             max_gather: defaults.max_gather.min(most_pieces),
             ..defaults
         };
-        let domain = cx.provider.domain(id)?;
-        cx.provider.create_qp(id, &qp)?;
-        let pools = match cx
-            .pools
-            .iter()
-            .filter_map(Weak::upgrade)
-            .find(|pools| Arc::ptr_eq(super::conn::lock(pools).domain(), &domain))
-        {
-            Some(pools) => pools,
+        self.conn.set_depth(qp.send_depth, qp.max_gather as usize);
+        let (registry, slots) = (cx.registry.clone(), self.conn.first_slots());
+        match cx.cx.provider.begin_qp(id, &qp)? {
+            Some(work) => self.off(true, cx, move || {
+                Done::QueuePair(work.run().and_then(|made| {
+                    let slots = registry.of(made.domain()).reserve(&slots)?;
+                    Ok((Some(made), slots))
+                }))
+            }),
             None => {
-                let slab = SlabOptions {
-                    huge_pages: cx.huge_pages,
-                };
-                let pools = Arc::new(Mutex::new(Pools::new(domain, slab)));
-                cx.pools.push(Arc::downgrade(&pools));
-                pools
+                let pools = registry.of(&cx.cx.provider.domain(id)?);
+                self.off(pools.domain().may_block(), cx, move || {
+                    Done::QueuePair(pools.reserve(&slots).map(|slots| (None, slots)))
+                })
             }
-        };
-        let max_pieces = qp.max_gather as usize;
-        self.conn.set_up(pools, qp.send_depth, max_pieces, cx)?;
-        Ok(fabric)
+        }
+    }
+
+    /// Does work that blocks off the lock, and other work at once.
+    fn off(
+        &mut self,
+        blocks: bool,
+        cx: &mut Setup<'_, '_>,
+        work: impl FnOnce() -> Done + Send + 'static,
+    ) -> Result<(), RdmaError> {
+        if !blocks {
+            self.done(work(), cx);
+            return Ok(());
+        }
+        let (reactor, id) = (cx.reactor.clone(), self.conn.id);
+        cx.helper.submit(Box::new(move || {
+            let done = work();
+            // Else everything goes back where it came from.
+            if let Some(reactor) = reactor.upgrade() {
+                reactor.finished(id, done);
+            }
+        }))
     }
 
     /// Moves what can be moved, and reports what the protocol decided.
@@ -180,12 +242,10 @@ impl Entry {
         while let Some(event) = self.conn.proto.poll_event() {
             match event {
                 proto::Event::Negotiated(parameters) => {
-                    if let Err(error) = self.conn.set_up_data() {
-                        self.conn.fail(error.into(), cx);
-                        continue;
-                    }
                     info!(?parameters, "negotiated");
-                    self.hand_over(parameters, cx);
+                    if let Err(error) = self.prepare_data(cx) {
+                        self.conn.fail(error.into(), cx);
+                    }
                 }
                 proto::Event::Disconnect { reason, flush } => {
                     self.conn.disconnect(reason, flush, cx);
@@ -193,10 +253,30 @@ impl Entry {
             }
             self.conn.pump(cx);
         }
+        if let Some((len, count)) = self.conn.missing_slots()
+            && let Some(pools) = self.conn.pools().cloned()
+        {
+            let work = move || Done::Growth(pools.grow(len, count));
+            if let Err(error) = self.off(true, cx, work) {
+                self.conn.grown(Err(error), cx.now);
+            }
+        }
+    }
+
+    /// Makes slots for data. The connection is handed over when they are there.
+    fn prepare_data(&mut self, cx: &mut Setup<'_, '_>) -> Result<(), RdmaError> {
+        let pools = self.conn.pools().cloned().ok_or(RdmaError::Closed)?;
+        let slots = self.conn.data_slots();
+        self.off(pools.domain().may_block(), cx, move || {
+            Done::Data(pools.reserve(&[slots]))
+        })
     }
 
     /// Gives the negotiated connection to whoever waits for it.
-    fn hand_over(&mut self, parameters: proto::Parameters, cx: &mut Setup<'_, '_>) {
+    fn hand_over(&mut self, cx: &mut Setup<'_, '_>) {
+        if self.conn.is_closed() {
+            return;
+        }
         let Some(reactor) = cx.reactor.upgrade() else {
             return self.conn.fail(DisconnectReason::ReactorGone, cx);
         };
@@ -211,10 +291,10 @@ impl Entry {
             device: Some(peer.device.clone()),
             local: peer.local,
             peer: peer.remote,
-            parameters: Some(parameters),
+            parameters: self.conn.proto.parameters().cloned(),
         };
         let shared: Arc<ConnShared> = self.conn.shared.clone();
-        let Some(pools) = self.conn.pools.clone() else {
+        let Some(pools) = self.conn.pools().cloned() else {
             return self.conn.fail(RdmaError::Closed.into(), cx);
         };
         let Some(capabilities) = cx.provider.capabilities(self.conn.id) else {
@@ -224,22 +304,19 @@ impl Entry {
             exposure: capabilities.exposure,
             remote_invalidation: capabilities.remote_invalidation(),
             send_with_invalidate: capabilities.send_with_invalidate,
+            // A descriptor's length has 32 bits.
+            max_exposure: capabilities.max_exposure.clamp(1, u32::MAX.into()) as usize,
         };
         let options = self.conn.options.clone();
         let channel = Channel::new(reactor, shared, pools, info, features, options);
         match &mut self.origin {
             Origin::Connector(attempt) => {
                 if let Some(attempt) = attempt.take() {
-                    cx.cx.wakers.extend(attempt.completer.complete(Ok(channel)));
+                    cx.cx.wakers.extend(attempt.waiter.complete(Ok(channel)));
                 }
             }
-            Origin::Listener {
-                shared,
-                peer,
-                negotiating,
-            } => {
-                *negotiating = false;
-                shared.left(*peer);
+            Origin::Listener { shared, admitted } => {
+                *admitted = None;
                 cx.cx.wakers.extend(shared.offer(channel));
             }
         }

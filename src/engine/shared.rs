@@ -11,7 +11,11 @@ use bytes::{Bytes, BytesMut};
 
 use super::transfer::Transfer;
 use crate::rdma::{ConnId, IoBuf};
-use crate::transport::{DisconnectReason, Gather, Message, Stats};
+use crate::transport::{DisconnectReason, Error, Gather, Message, OpPool, Stats, Waiting};
+
+/// What a message that waits to be taken is counted for besides its bytes: its place in the queue, and what allocating
+/// them costs.
+pub(crate) const MESSAGE_COST: usize = size_of::<(Message, usize)>() + 64;
 
 /// The state that both sides see.
 pub(crate) struct ConnShared {
@@ -20,6 +24,15 @@ pub(crate) struct ConnShared {
     queued: AtomicBool,
     outbox: Mutex<Outbox>,
     inbox: Mutex<Inbox>,
+    ops: Mutex<Ops>,
+}
+
+/// Operations of the handle, by what they give back.
+#[derive(Default)]
+pub(crate) struct Ops {
+    pub(crate) gathers: OpPool<Gather>,
+    pub(crate) buffers: OpPool<IoBuf>,
+    pub(crate) lists: OpPool<Vec<IoBuf>>,
 }
 
 /// Messages on their way out, and what was asked for.
@@ -29,7 +42,8 @@ pub(crate) struct Outbox {
     /// Memory of messages accepted and not yet sent, here and in the core ([`Outgoing::cost`]).
     pub(crate) bytes: usize,
     pub(crate) limit: usize,
-    pub(crate) waker: Option<Waker>,
+    /// Who waits for room, or for the end.
+    pub(crate) ready: Waiting,
     pub(crate) close: Option<Closing>,
     pub(crate) reason: Option<DisconnectReason>,
     /// Where messages that do not fit one slot are copied to.
@@ -78,12 +92,15 @@ pub(crate) enum Body {
 /// Messages that have arrived.
 #[derive(Debug, Default)]
 pub(crate) struct Inbox {
-    pub(crate) messages: VecDeque<Message>,
+    /// With what each is counted for.
+    pub(crate) messages: VecDeque<(Message, usize)>,
+    /// Memory that they hold: [`Inbox::push`].
     pub(crate) bytes: usize,
     /// The core stopped receiving because of what lies here.
     pub(crate) full: bool,
     pub(crate) waker: Option<Waker>,
-    pub(crate) closed_waker: Option<Waker>,
+    /// Who waits for the end.
+    pub(crate) closed: Waiting,
     pub(crate) reason: Option<DisconnectReason>,
 }
 
@@ -97,13 +114,14 @@ impl ConnShared {
                 transfers: VecDeque::new(),
                 bytes: 0,
                 limit,
-                waker: None,
+                ready: Waiting::default(),
                 close: None,
                 reason: None,
                 arena: BytesMut::new(),
                 stats: Stats::default(),
             }),
             inbox: Mutex::new(Inbox::default()),
+            ops: Mutex::new(Ops::default()),
         }
     }
 
@@ -117,6 +135,11 @@ impl ConnShared {
         self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(crate) fn ops(&self) -> MutexGuard<'_, Ops> {
+        // As for the outbox.
+        self.ops.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Marks the connection as wanting attention; false if it was marked already.
     pub(crate) fn mark(&self) -> bool {
         !self.queued.swap(true, Ordering::SeqCst)
@@ -127,22 +150,37 @@ impl ConnShared {
         self.queued.store(false, Ordering::SeqCst);
     }
 
-    /// Publishes the end of the connection, once; later ones change nothing. The wakers are to be woken after locks
-    /// are released.
+    /// Publishes the end of the connection, once; later ones change nothing. What waits in the queues ends with it, and
+    /// nothing joins it any more. The wakers are to be woken after locks are released.
     pub(crate) fn finish(&self, reason: &DisconnectReason, wakers: &mut Vec<Waker>) {
         let mut outbox = self.outbox();
         if outbox.reason.is_none() {
             outbox.reason = Some(reason.clone());
         }
-        outbox.messages.clear();
-        wakers.extend(outbox.waker.take());
+        let messages = std::mem::take(&mut outbox.messages);
+        let transfers = std::mem::take(&mut outbox.transfers);
+        wakers.extend(outbox.ready.drain());
         drop(outbox);
+        drop(messages);
+        for transfer in transfers {
+            wakers.extend(transfer.abandon(Error::Closed(reason.clone())));
+        }
         let mut inbox = self.inbox();
         if inbox.reason.is_none() {
             inbox.reason = Some(reason.clone());
         }
         wakers.extend(inbox.waker.take());
-        wakers.extend(inbox.closed_waker.take());
+        wakers.extend(inbox.closed.drain());
+    }
+}
+
+impl Inbox {
+    /// Puts in a message whose bytes are in `memory` bytes of memory: the queue is bounded by what it holds, so that a
+    /// peer with many small messages cannot fill more than one with large ones.
+    pub(crate) fn push(&mut self, message: Message, memory: usize) {
+        let cost = memory + MESSAGE_COST;
+        self.bytes += cost;
+        self.messages.push_back((message, cost));
     }
 }
 

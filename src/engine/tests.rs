@@ -4,6 +4,18 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::task::{Context as TaskContext, Poll, Waker};
 use std::time::Duration;
 
+mod bulk;
+mod counters;
+mod ends;
+mod exposures;
+mod forged;
+mod group;
+mod kill;
+mod limits;
+mod off_lock;
+mod old_peer;
+mod restless;
+
 use super::*;
 use crate::proto::wire::BufferDescriptorV1;
 use crate::proto::{self, Timeout};
@@ -27,10 +39,28 @@ struct World {
 
 impl World {
     fn new(seed: u64, device: DeviceOptions, options: ChannelOptions) -> Self {
+        Self::with_reactors(seed, device, options, &ReactorOptions::default())
+    }
+
+    fn with_reactors(
+        seed: u64,
+        device: DeviceOptions,
+        options: ChannelOptions,
+        reactors: &ReactorOptions,
+    ) -> Self {
         let network = Network::new(seed, NetworkOptions::default());
+        Self::over(network, device, options, reactors)
+    }
+
+    fn over(
+        network: Network,
+        device: DeviceOptions,
+        options: ChannelOptions,
+        reactors: &ReactorOptions,
+    ) -> Self {
         let reactor = |host| {
             let provider = network.provider_with(host, device.clone());
-            Reactor::new(Box::new(provider), ReactorOptions::default()).unwrap()
+            Reactor::new(Box::new(provider), reactors.clone()).unwrap()
         };
         let (server, client) = (reactor(SERVER), reactor(CLIENT));
         let listener = server
@@ -441,6 +471,37 @@ fn many_transfers_and_messages_share_a_connection() {
         assert_eq!(memory[0], (i * 4) as u8);
         assert_eq!(memory[1 << 18], (i * 4 + 1) as u8);
     }
+}
+
+/// What arrived since the last pass is answered as a whole: one doorbell and one grant for many messages. Where every
+/// message makes the connection move, two peers that both wait for credits hand single credits to and fro for ever.
+#[test]
+fn a_pass_takes_in_all_events_before_the_connection_moves() {
+    let world = World::roce();
+    let (client, server) = world.connect(ChannelOptions::default());
+    const MESSAGES: usize = 32;
+    const LEN: usize = 64 << 10;
+    for channel in [&client, &server] {
+        for _ in 0..MESSAGES {
+            let message = OutMessage::Bytes(vec![7; LEN].into());
+            channel.start_send(message).unwrap();
+        }
+    }
+    let mut received = 0;
+    for _ in 0..4000 {
+        world.network.advance(Duration::from_micros(1));
+        world.server.poll();
+        world.client.poll();
+        for channel in [&client, &server] {
+            while let Poll::Ready(message) = channel.poll_recv(&mut cx()) {
+                assert_eq!(message.unwrap().unwrap().len(), LEN);
+                received += 1;
+            }
+        }
+    }
+    assert_eq!(received, 2 * MESSAGES);
+    let stats = client.stats();
+    assert!(stats.doorbells * 40 < stats.sends, "{stats:?}");
 }
 
 #[test]

@@ -5,9 +5,8 @@ use std::task::Waker;
 use std::time::Instant;
 
 use super::shared::Outgoing;
-use crate::proto::wire::BufferDescriptorV1;
 use crate::rdma::{IoPin, Operation, Pieces, RemoteAddress, SendRequest};
-use crate::transport::{Completer, Error, Gather, Target};
+use crate::transport::{Completer, Descriptors, Error, Gather, Target};
 
 /// The mark of a transfer's requests in their cookies; the lower half is the transfer's place.
 pub(crate) const COOKIE: u64 = 1 << 32;
@@ -30,7 +29,7 @@ pub(crate) enum Payload {
 /// One read or write of the upper layer.
 pub(crate) struct Transfer {
     payload: Payload,
-    descriptors: Vec<BufferDescriptorV1>,
+    descriptors: Descriptors,
     /// The descriptor in use, and bytes of it that are done.
     descriptor: usize,
     skip: u32,
@@ -333,10 +332,11 @@ fn gather(data: &Gather, start: usize, max_pieces: usize, len: &mut usize) -> Pi
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proto::wire::BufferDescriptorV1;
     use crate::rdma::{MAX_PIECES, PlainDomain, Slab, SlabOptions};
     use crate::transport::Op;
 
-    fn descriptors(lengths: &[u32]) -> Vec<BufferDescriptorV1> {
+    fn descriptors(lengths: &[u32]) -> Descriptors {
         lengths
             .iter()
             .enumerate()

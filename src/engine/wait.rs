@@ -1,7 +1,10 @@
 //! The descriptor a reactor sleeps on: an epoll of the provider's descriptor, an eventfd and a timerfd.
 
+#[cfg(loom)]
+use loom::sync::atomic::{AtomicBool, Ordering};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+#[cfg(not(loom))]
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -11,6 +14,9 @@ use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
     timerfd_settime,
 };
+
+/// The longest sleep.
+const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// What became readable.
 const WAKE: u64 = 0;
@@ -23,8 +29,28 @@ pub(crate) struct Wait {
     epoll: OwnedFd,
     wake: OwnedFd,
     timer: OwnedFd,
-    /// The eventfd was written and not yet read: writing again would change nothing.
-    woken: AtomicBool,
+    woken: Mark,
+}
+
+/// The eventfd was written and not yet read: writing again would change nothing.
+#[derive(Debug, Default)]
+struct Mark(AtomicBool);
+
+impl Mark {
+    /// Writes, unless a wake-up is on its way that nobody has taken back.
+    fn set(&self, write: impl FnOnce()) {
+        if !self.0.swap(true, Ordering::SeqCst) {
+            write();
+        }
+    }
+
+    /// Reads, and lets wakers write again. In this order: a waker in between writes nothing, and what it wakes for is
+    /// there to be found. Were the mark taken off first, its writing would be read along with the earlier one, and the
+    /// mark stay behind, with nothing to read and nobody to write ever again.
+    fn clear(&self, read: impl FnOnce()) {
+        read();
+        self.0.swap(false, Ordering::SeqCst);
+    }
 }
 
 impl Wait {
@@ -51,7 +77,7 @@ impl Wait {
             epoll,
             wake,
             timer,
-            woken: AtomicBool::new(false),
+            woken: Mark::default(),
         })
     }
 
@@ -62,16 +88,18 @@ impl Wait {
 
     /// Ends the sleep of whoever sleeps on the descriptor.
     pub(crate) fn wake(&self) {
-        if !self.woken.swap(true, Ordering::SeqCst) {
-            // It can fail only with a full counter, and then it is readable anyway.
+        // It can fail only with a full counter, and then it is readable anyway.
+        self.woken.set(|| {
             let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
-        }
+        });
     }
 
     /// Takes the wake-up back. Look for work after it.
     pub(crate) fn acknowledge(&self) {
-        // The mark goes first: a waker that comes after it writes again.
-        self.woken.store(false, Ordering::SeqCst);
+        self.woken.clear(|| self.read());
+    }
+
+    fn read(&self) {
         let mut count = [0; 8];
         // Nothing to read: the wake-up is still on its way, and the next sleep will be a short one.
         let _ = rustix::io::read(&self.wake, &mut count);
@@ -100,7 +128,8 @@ impl Wait {
 
     /// Sleeps until there is something to do or the time is over; `None`: no limit.
     pub(crate) fn sleep(&self, limit: Option<Duration>) {
-        let limit = limit.map(timespec);
+        // Longer sleeps are not to be had everywhere.
+        let limit = limit.map(|limit| timespec(limit.min(LONGEST)));
         let mut events = [const { MaybeUninit::<epoll::Event>::uninit() }; 4];
         // An interrupted sleep is a short one.
         if let Ok((events, _)) = epoll::wait(&self.epoll, &mut events[..], limit.as_ref())
@@ -115,5 +144,81 @@ fn timespec(time: Duration) -> Timespec {
     Timespec {
         tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
         tv_nsec: time.subsec_nanos().into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::event::{PollFd, PollFlags, poll};
+
+    fn is_readable(wait: &Wait) -> bool {
+        let now = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        let mut fds = [PollFd::new(&wait.epoll, PollFlags::IN)];
+        poll(&mut fds, Some(&now)).unwrap() == 1
+    }
+
+    #[test]
+    fn waking_in_the_middle_of_an_acknowledgement_does_not_make_deaf() {
+        let acts: [fn(&Wait); 2] = [
+            |wait| {
+                wait.wake();
+                wait.read();
+            },
+            |wait| {
+                wait.read();
+                wait.wake();
+            },
+        ];
+        for act in acts {
+            let wait = Wait::new(None).unwrap();
+            wait.wake();
+            assert!(is_readable(&wait));
+            wait.woken.clear(|| act(&wait));
+            wait.wake();
+            assert!(is_readable(&wait));
+            wait.acknowledge();
+            assert!(!is_readable(&wait));
+        }
+    }
+}
+
+#[cfg(all(test, loom))]
+mod loom_tests {
+    use super::*;
+    use loom::sync::Arc;
+    use loom::sync::atomic::AtomicUsize;
+    use loom::thread;
+
+    /// What two leave work for a third, who looks for it after having acknowledged: it is found, or announced.
+    #[test]
+    fn no_wake_up_is_lost() {
+        let mut model = loom::model::Builder::new();
+        // All interleavings take minutes.
+        model.preemption_bound = Some(3);
+        model.check(|| {
+            let mark = Arc::new(Mark::default());
+            let (eventfd, work) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+            let wakers: Vec<_> = (0..2)
+                .map(|_| {
+                    let (mark, eventfd, work) = (mark.clone(), eventfd.clone(), work.clone());
+                    thread::spawn(move || {
+                        work.fetch_add(1, Ordering::SeqCst);
+                        mark.set(|| _ = eventfd.fetch_add(1, Ordering::SeqCst));
+                    })
+                })
+                .collect();
+            mark.clear(|| _ = eventfd.swap(0, Ordering::SeqCst));
+            let found = work.load(Ordering::SeqCst);
+            for waker in wakers {
+                waker.join().unwrap();
+            }
+            assert!(found == 2 || eventfd.load(Ordering::SeqCst) > 0);
+            mark.set(|| _ = eventfd.fetch_add(1, Ordering::SeqCst));
+            assert!(eventfd.load(Ordering::SeqCst) > 0, "deaf");
+        });
     }
 }

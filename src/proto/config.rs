@@ -11,7 +11,7 @@ use super::wire::{MIN_FRAGMENTED_SIZE, MIN_RECEIVE_SIZE};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum CreditProfile {
-    /// Start with 32 and double whenever the peer uses them up within a second.
+    /// Start with 32 and double whenever the peer uses them up within a second, or many times over.
     #[default]
     Adaptive,
     /// All at once, as Windows does.

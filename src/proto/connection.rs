@@ -282,6 +282,8 @@ impl Connection {
     /// that could hold more of them, and the peer runs out of credits. Keepalives go on: what they
     /// need comes from receives that held no data and from [`STALL_RESERVE`](super::STALL_RESERVE);
     /// when that is used up, the connection ends with [`DisconnectReason::ApplicationStalled`].
+    /// Messages that the application sends meanwhile go out too: for each eight of them the peer,
+    /// whose grants they need, may send one.
     pub fn set_application_ready(&mut self, ready: bool) {
         self.credits.set_application_ready(ready);
     }

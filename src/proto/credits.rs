@@ -15,6 +15,11 @@ use super::{Config, CreditProfile};
 /// going while the application does not take its messages.
 pub const STALL_RESERVE: u32 = 16;
 
+/// Messages sent while the application is stalled that pay for one receive beyond the reserve: what
+/// it queued needs the peer's grants, which ride on messages that take memory here. A peer that
+/// grants less than this at a time is served from the reserve alone.
+const SENT_PER_RECEIVE: u32 = 8;
+
 const ADAPTIVE_START: u16 = 32;
 const SMALL: u16 = 8;
 /// A peer that asks for fewer gets as many as this. There are clients, the one of the public test
@@ -24,6 +29,9 @@ const SMALL: u16 = 8;
 const ENOUGH: u16 = 3;
 /// A peer that uses up its credits within this time gets more of them.
 const FAST: Duration = Duration::from_secs(1);
+/// So does one that uses as many as it may hold this often within that time. Where data goes both
+/// ways its credits are renewed all the time, and only its own side sees that it waits for them.
+const BUSY: u32 = 8;
 
 /// The credits of a connection at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,6 +86,9 @@ pub(crate) struct Credits {
     profile: CreditProfile,
     /// When the peer last held all of its target.
     full_since: Option<Instant>,
+    /// Credits that the peer used since `used_since`.
+    used: u32,
+    used_since: Option<Instant>,
     stall: Option<Stall>,
 }
 
@@ -89,6 +100,8 @@ struct Stall {
     recycled: u32,
     /// Grants left for keepalives.
     reserve: u32,
+    /// Messages sent since one was last granted for sending more.
+    sent: u32,
 }
 
 impl Credits {
@@ -107,6 +120,8 @@ impl Credits {
             level,
             profile: config.credit_profile,
             full_since: None,
+            used: 0,
+            used_since: None,
             stall: None,
         }
     }
@@ -146,9 +161,11 @@ impl Credits {
     pub(crate) fn wanted(&self) -> u32 {
         let goal = match &self.stall {
             None => (self.target().max(self.granted) + 1).min(u32::from(self.receive_max) + 1),
-            Some(stall) => self
-                .granted
-                .saturating_add(stall.recycled + u32::from(stall.reserve > 0)),
+            Some(stall) => {
+                let more = stall.reserve > 0 || stall.sent >= SENT_PER_RECEIVE;
+                self.granted
+                    .saturating_add(stall.recycled + u32::from(more))
+            }
         };
         goal.saturating_sub(self.posted)
     }
@@ -161,8 +178,22 @@ impl Credits {
             return false;
         }
         self.granted -= 1;
-        if self.granted <= low_water(self.target()) {
-            self.grow(now);
+        if self.granted <= low_water(self.target())
+            && let Some(since) = self.full_since.take()
+            && now.saturating_duration_since(since) <= FAST
+        {
+            self.grow();
+        }
+        self.used += 1;
+        let since = *self.used_since.get_or_insert(now);
+        let fast = now.saturating_duration_since(since) <= FAST;
+        let busy = self.used >= BUSY * self.target();
+        if busy && fast {
+            self.grow();
+        }
+        if busy || !fast {
+            self.used = 0;
+            self.used_since = None;
         }
         true
     }
@@ -181,6 +212,7 @@ impl Credits {
             self.stall = Some(Stall {
                 recycled: 0,
                 reserve: STALL_RESERVE,
+                sent: 0,
             });
         }
     }
@@ -239,6 +271,9 @@ impl Credits {
             return Spend::Wait;
         }
         self.send -= 1;
+        if let Some(stall) = &mut self.stall {
+            stall.sent = stall.sent.saturating_add(1);
+        }
         self.note_granted(grant, now);
         Spend::Granting(grant)
     }
@@ -275,12 +310,16 @@ impl Credits {
         let stall = self.stall.as_mut()?;
         let available = self.posted.saturating_sub(self.granted);
         if stall.recycled == 0 {
+            // Nobody could send any more, and the application may wait for just that before it takes
+            // messages again.
+            let stuck = purpose == Purpose::Ordinary && self.send == 1 && self.granted == 0;
+            if stuck && stall.sent >= SENT_PER_RECEIVE && available > 0 {
+                stall.sent = 0;
+                return Some(1);
+            }
             let needed = match purpose {
-                // Nobody could send any more, and the application may wait for just that before it
-                // takes messages again. But half of the reserve is for keepalives.
-                Purpose::Ordinary => {
-                    self.send == 1 && self.granted == 0 && stall.reserve > STALL_RESERVE / 2
-                }
+                // Half of the reserve is for keepalives.
+                Purpose::Ordinary => stuck && stall.reserve > STALL_RESERVE / 2,
                 Purpose::Answer => self.send == 1,
                 // The peer must be able to answer, also one that keeps its last credit.
                 Purpose::Probe => self.granted < 2,
@@ -307,14 +346,10 @@ impl Credits {
         }
     }
 
-    /// Raises the level when the peer has used up a full target quickly.
-    fn grow(&mut self, now: Instant) {
-        let Some(since) = self.full_since.take() else {
-            return;
-        };
-        let fast = now.saturating_duration_since(since) <= FAST;
+    /// Raises the level of a peer that could use more.
+    fn grow(&mut self) {
         let limited = self.level < self.peer_target.min(self.receive_max);
-        if self.profile == CreditProfile::Adaptive && fast && limited {
+        if self.profile == CreditProfile::Adaptive && limited {
             self.level = self.level.saturating_mul(2);
         }
     }

@@ -10,7 +10,7 @@ use super::FabricFilter;
 #[non_exhaustive]
 pub enum RdmaError {
     /// The system refused.
-    #[error("{operation} failed: {}", std::io::Error::from_raw_os_error(*errno))]
+    #[error("{operation} failed: {}", Cause(*errno))]
     Os {
         /// What was tried.
         operation: RdmaOperation,
@@ -20,11 +20,27 @@ pub enum RdmaError {
     /// The listening address is taken.
     #[error("{0} is in use: stop the program that listens there, or choose another port")]
     AddressInUse(SocketAddr),
+    /// Only privileged processes may listen on the port.
+    #[error(
+        "listening on {0} needs privileges: choose a port from 1024 on, give the program \
+         CAP_NET_BIND_SERVICE (AmbientCapabilities= of the unit, or setcap), or lower \
+         net.ipv4.ip_unprivileged_port_start"
+    )]
+    PrivilegedPort(SocketAddr),
+    /// The address is none of this machine's.
+    #[error("{0} is no address of this machine: `ip address` shows those that are")]
+    NotLocal(SocketAddr),
     /// No RDMA device serves the address.
     #[error(
         "no RDMA device serves {0}: see `rdma link` for the devices and `ip address` for their addresses"
     )]
     NoDevice(SocketAddr),
+    /// There is no RDMA device that can be used, whatever the address.
+    #[error(
+        "this machine has no RDMA device that is up and has an address (`rdma link`, `ip address`): a card needs its \
+         driver, and `modprobe rdma_ucm`; `rdma link add rxe0 type rxe netdev INTERFACE` makes one in software"
+    )]
+    NoDevices,
     /// The device that serves the address is of another fabric than asked for.
     #[error("the device that serves {address} is not one of those asked for ({wanted:?})")]
     WrongFabric {
@@ -32,6 +48,16 @@ pub enum RdmaError {
         address: SocketAddr,
         /// What was asked for.
         wanted: FabricFilter,
+    },
+    /// The address is not that of the device asked for.
+    #[error(
+        "{address} is no address of the device {wanted}: `rdma link` shows which interface it serves"
+    )]
+    WrongDevice {
+        /// The address.
+        address: SocketAddr,
+        /// The name of the device.
+        wanted: String,
     },
     /// The crate was built without this provider.
     #[error("built without verbs: rebuild with `--features verbs` (needs cmake and libclang)")]
@@ -59,6 +85,18 @@ pub enum RdmaError {
         /// Bytes asked for.
         needed: u64,
     },
+    /// The reactor's own limit on registered memory is reached.
+    #[error(
+        "{needed} more bytes cannot be registered: {used} of {limit} are in use; release buffers, or raise `ReactorOptions::max_registered_memory`"
+    )]
+    MemoryBudget {
+        /// The limit in bytes.
+        limit: u64,
+        /// Bytes that are registered already.
+        used: u64,
+        /// Bytes asked for.
+        needed: u64,
+    },
     /// The process has no file descriptors left.
     #[error(
         "no file descriptors left: raise the limit with `ulimit -n` or LimitNOFILE= of the unit"
@@ -82,8 +120,14 @@ pub enum RdmaError {
     /// Too many unfinished handshakes.
     #[error("too many unfinished handshakes")]
     TooManyHalfOpen,
+    /// Too much of it waits already.
+    #[error("{0}: too many wait already, try again later")]
+    Busy(RdmaOperation),
     /// The peer's handshake is not understood.
-    #[error("the peer's connection set-up is not valid")]
+    #[error(
+        "the peer's connection set-up is not valid: is it an iWARP peer? One that knows only \
+         revision 1 of MPA cannot do with `IwarpConfig::peer_to_peer`"
+    )]
     BadHandshake,
     /// The device cannot do it.
     #[error("the device cannot {0}")]
@@ -110,7 +154,11 @@ pub enum RdmaError {
         status: CompletionStatus,
     },
     /// The peer ended the stream with an iWARP Terminate message.
-    #[error("the peer terminated the stream: layer {layer}, type {error_type}, code {code:#04x}{}", operation.map(|o| format!(" ({o})")).unwrap_or_default())]
+    #[error(
+        "the peer terminated the stream for {} ({layer}/{error_type}/{code:#04x}){}",
+        terminate_text(*layer, *error_type, *code),
+        operation.map(|o| format!(", at our {o}")).unwrap_or_default()
+    )]
     Terminated {
         /// 0 RDMAP, 1 DDP, 2 MPA.
         layer: u8,
@@ -123,7 +171,8 @@ pub enum RdmaError {
     },
     /// The peer broke the rules of the fabric; we ended the stream.
     #[error(
-        "the peer broke a rule of the fabric: layer {layer}, type {error_type}, code {code:#04x}"
+        "the peer broke a rule of the fabric: {} ({layer}/{error_type}/{code:#04x})",
+        terminate_text(*layer, *error_type, *code)
     )]
     FabricViolation {
         /// 0 RDMAP, 1 DDP, 2 MPA.
@@ -136,7 +185,7 @@ pub enum RdmaError {
     /// The network connection broke.
     #[error("the network connection broke")]
     ConnectionLost,
-    /// The device was removed.
+    /// The device was removed (`rdma link del`, an unloaded driver, a pulled card). It may come back, and be used again.
     #[error("the device was removed")]
     DeviceRemoved,
     /// The id means nothing any more.
@@ -163,6 +212,112 @@ impl RdmaError {
             libc::ETIMEDOUT => Self::Timeout(operation),
             errno => Self::Os { operation, errno },
         }
+    }
+
+    /// Whether the connection that it happened on is over with it. What could not be allocated,
+    /// registered or exposed was refused, and nothing else happened.
+    pub fn ends_connection(&self) -> bool {
+        match self {
+            Self::WrongDomain
+            | Self::LockedMemory { .. }
+            | Self::MemoryBudget { .. }
+            | Self::Busy(_)
+            | Self::Limit { .. } => false,
+            Self::Os { operation, .. } | Self::Unsupported(operation) => !matches!(
+                operation,
+                RdmaOperation::AllocateMemory | RdmaOperation::Register
+            ),
+            // It did not come to a connection.
+            Self::NoDescriptors
+            | Self::AddressInUse(_)
+            | Self::PrivilegedPort(_)
+            | Self::NotLocal(_)
+            | Self::NoDevice(_)
+            | Self::NoDevices
+            | Self::WrongFabric { .. }
+            | Self::WrongDevice { .. }
+            | Self::VerbsNotBuilt
+            | Self::IwarpNotBuilt
+            | Self::LibraryMissing
+            | Self::Permission(_)
+            | Self::Refused
+            | Self::Rejected { .. }
+            | Self::Unreachable
+            | Self::TooManyHalfOpen
+            | Self::BadHandshake => true,
+            Self::Timeout(_)
+            | Self::Completion { .. }
+            | Self::Terminated { .. }
+            | Self::FabricViolation { .. }
+            | Self::ConnectionLost
+            | Self::DeviceRemoved
+            | Self::Closed
+            | Self::State(_) => true,
+        }
+    }
+}
+
+/// The error that an iWARP Terminate names (RFC 5040 4.8, 5041, 5044, 6581). In some of them it is
+/// SMB Direct's own limits that were passed.
+fn terminate_text(layer: u8, error_type: u8, code: u8) -> &'static str {
+    match (layer, error_type, code) {
+        (0, 0, _) => "a failure of its own",
+        (0, 1, 0x00) | (1, 1, 0x00) => "a steering tag that is not valid, or not any more",
+        (0, 1, 0x01) | (1, 1, 0x01) => "an access outside of what a steering tag covers",
+        (0, 1, 0x02) => "an access that a steering tag does not allow",
+        (0, 1, 0x03) | (1, 1, 0x02) => "a steering tag of another connection",
+        (0, 1, 0x04) | (1, 1, 0x03) => "an access beyond the end of the address space",
+        (0, 1 | 2, 0x09) => "a steering tag that cannot be invalidated",
+        (0, 1, _) => "a violation of protection",
+        (0, 2, 0x05) => "an unknown version of RDMAP",
+        (0, 2, 0x06) => "an unexpected opcode",
+        (0, 2, 0x07) => "an error of the stream, such as more RDMA reads than agreed",
+        (0, 2, 0x08) => "a failure of the whole device",
+        (0, 2, _) => "an error of an operation",
+        (1, 0, _) => "a failure of its DDP layer",
+        (1, 1, 0x04) | (1, 2, 0x06) => "an unknown version of DDP",
+        (1, 2, 0x01) => "an invalid queue number",
+        (1, 2, 0x02) => "a message without a receive posted for it: more were sent than granted",
+        (1, 2, 0x03) => "a message number out of order",
+        (1, 2, 0x04) => "an invalid offset in a message",
+        (1, 2, 0x05) => "a message longer than the receive posted for it",
+        (2, 0, 0x01) => "the loss of the TCP connection",
+        (2, 0, 0x02) => "a checksum that does not match: the network changes data",
+        (2, 0, 0x03) => "an invalid frame length or marker",
+        (2, 0, 0x04) => "an invalid MPA frame at the start",
+        (2, 0, 0x05) => "a failure of its MPA layer",
+        (2, 0, 0x06) => "more RDMA reads asked for than are served",
+        (2, 0, 0x07) => "no ready-to-receive message in common",
+        _ => "an error that no RFC defines",
+    }
+}
+
+/// A number of the system's, as text with what can be done about it.
+pub(crate) struct Cause(pub(crate) i32);
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", std::io::Error::from_raw_os_error(self.0))?;
+        f.write_str(match self.0 {
+            libc::EMFILE | libc::ENFILE => {
+                ": raise the limit with `ulimit -n` or LimitNOFILE= of the unit"
+            }
+            libc::ENOMEM | libc::ENOBUFS => {
+                ": this machine, or the control group, is short of memory; close connections, or \
+                 raise MemoryMax= of the unit"
+            }
+            libc::EAGAIN => {
+                ": where a thread was to be started, raise `ulimit -u` or TasksMax= of the unit"
+            }
+            libc::ECONNREFUSED => ": nothing listens there",
+            libc::ETIMEDOUT => {
+                ": no answer; is the peer up, and lets a firewall its answers through?"
+            }
+            libc::ENETUNREACH | libc::EHOSTUNREACH => {
+                ": `ip route get` shows the way to an address"
+            }
+            _ => "",
+        })
     }
 }
 
@@ -292,4 +447,35 @@ pub enum PostError {
     /// The system refused.
     #[error(transparent)]
     Failed(#[from] RdmaError),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_terminate_has_its_text() {
+        let table = include_str!("iwarp/testdata/terminate-codes.tsv");
+        let mut texts = std::collections::HashSet::new();
+        for line in table.lines().skip(1) {
+            let fields: Vec<&str> = line.split('\t').collect();
+            let number = |n: usize, radix| u8::from_str_radix(fields[n], radix);
+            let code = number(2, 16).unwrap_or(0);
+            let text = terminate_text(number(0, 10).unwrap(), number(1, 10).unwrap(), code);
+            assert_ne!(text, terminate_text(9, 9, 9), "{line}");
+            texts.insert(text);
+        }
+        assert!(texts.len() > 25);
+        let error = RdmaError::Terminated {
+            layer: 1,
+            error_type: 2,
+            code: 5,
+            operation: Some(RdmaOperation::Send),
+        };
+        assert_eq!(
+            error.to_string(),
+            "the peer terminated the stream for a message longer than the receive posted for it \
+             (1/2/0x05), at our send"
+        );
+    }
 }

@@ -91,6 +91,21 @@ pub enum LossReason {
     Failed(#[from] RdmaError),
 }
 
+#[cfg(any(test, feature = "testing", feature = "iwarp"))]
+impl LossReason {
+    /// [`Provider::close`](super::Provider::close) of a connection whose end waits to be reported: the caller, who has
+    /// not heard of it, has closed it.
+    pub(crate) fn claim<'e>(events: impl IntoIterator<Item = &'e mut Event>, closed: ConnId) {
+        for event in events {
+            if let Event::Disconnected { conn, reason } = event
+                && *conn == closed
+            {
+                *reason = Self::Local;
+            }
+        }
+    }
+}
+
 /// How to end a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Close {

@@ -12,8 +12,10 @@
 //!    sim/       virtual time and faults               (feature `testing`)
 //! ```
 
+mod blocking;
 #[cfg(any(test, feature = "testing"))]
 pub mod contract;
+mod creation;
 mod error;
 mod event;
 #[cfg(feature = "verbs")]
@@ -27,19 +29,26 @@ mod provider;
 mod request;
 #[cfg(any(test, feature = "testing"))]
 pub mod sim;
+mod time;
 #[cfg(feature = "verbs")]
 pub mod verbs;
 
+#[cfg(any(test, feature = "testing", feature = "verbs"))]
+pub(crate) use blocking::may_block;
+pub(crate) use blocking::{NoBlocking, put_off};
+pub use creation::{QpMade, QpWork};
+pub(crate) use error::Cause;
 pub use error::{CompletionStatus, PostError, RdmaError, RdmaOperation};
 pub use event::{Close, Event, Incoming, LossReason, PeerInfo};
 pub use memory::{
-    Access, Domain, IoBuf, IoBytes, IoPin, PlainDomain, Registration, RemoteAccess, Slab,
-    SlabOptions,
+    Access, Domain, IoBuf, IoBytes, IoPin, MemoryBudget, PlainDomain, ReadOnlyMemory, Registration,
+    RemoteAccess, Slab, SlabOptions, UserMemory,
 };
 pub use open::{Choice, Why, choose, open};
 pub use options::{
-    Capabilities, ConnectParams, Exposure, Fabric, FabricFilter, ListenOptions, QpOptions,
-    ResolveOptions,
+    AcceptFilter, Capabilities, ConnectParams, Exposure, Fabric, FabricFilter, ListenOptions,
+    QpOptions, ResolveOptions,
 };
 pub use provider::{Armed, ConnId, ListenerId, Provider, ProviderKind};
 pub use request::{MAX_PIECES, Operation, Pieces, RemoteAddress, SendRequest, Window, WindowId};
+pub(crate) use time::after;

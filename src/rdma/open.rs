@@ -36,7 +36,7 @@ pub fn choose(local: IpAddr) -> Choice {
                 kind: ProviderKind::Verbs,
                 why: Why::Device(device),
             },
-            Err(RdmaError::NoDevice(_)) => Choice {
+            Err(RdmaError::NoDevice(_) | RdmaError::NoDevices) => Choice {
                 kind: ProviderKind::Iwarp,
                 why: Why::NoDevice(local),
             },

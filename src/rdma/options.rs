@@ -1,11 +1,17 @@
 //! What callers choose and what devices can do.
 
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Options of a listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ListenOptions {
+    /// Listen only if the address is this device's; another is an [`RdmaError::WrongDevice`](super::RdmaError).
+    pub device: Option<String>,
     /// Connection requests that may wait in the system's queue.
     pub backlog: u32,
     /// Handshakes of the provider's own that may be unfinished at a time, in total.
@@ -14,15 +20,82 @@ pub struct ListenOptions {
     pub max_half_open_per_peer: usize,
     /// Type of service (IPv4) or traffic class (IPv6) byte of what is sent; the upper six bits are the DSCP.
     pub type_of_service: Option<u8>,
+    /// Who may connect.
+    pub filter: AcceptFilter,
 }
+
+/// Decides by its address whether a peer may connect. Who may not is refused before memory is spent on it.
+#[derive(Clone, Default)]
+pub struct AcceptFilter(Option<Arc<Filter>>);
+
+struct Filter {
+    allows: Box<dyn Fn(IpAddr) -> bool + Send + Sync>,
+    refused: AtomicU64,
+}
+
+impl AcceptFilter {
+    /// Everybody may connect.
+    pub fn everybody() -> Self {
+        Self::default()
+    }
+
+    /// Those may connect for whose address `allows` is true. It runs on the reactor's or the TCP listener's thread
+    /// and must not block. IPv4 addresses come as such, also on listeners of IPv6.
+    pub fn new(allows: impl Fn(IpAddr) -> bool + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(Filter {
+            allows: Box::new(allows),
+            refused: AtomicU64::new(0),
+        })))
+    }
+
+    /// Connections that were refused by this filter and its clones.
+    pub fn refused(&self) -> u64 {
+        let filter = self.0.as_ref();
+        filter.map_or(0, |filter| filter.refused.load(Ordering::Relaxed))
+    }
+
+    /// Whether this peer may connect; counts if not.
+    pub(crate) fn admits(&self, peer: IpAddr) -> bool {
+        let Some(filter) = &self.0 else { return true };
+        let admitted = (filter.allows)(peer.to_canonical());
+        if !admitted {
+            filter.refused.fetch_add(1, Ordering::Relaxed);
+        }
+        admitted
+    }
+}
+
+impl fmt::Debug for AcceptFilter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match &self.0 {
+            None => "AcceptFilter(everybody)",
+            Some(_) => "AcceptFilter(..)",
+        })
+    }
+}
+
+/// Equal if both let everybody connect, or if both ask the same function.
+impl PartialEq for AcceptFilter {
+    fn eq(&self, other: &Self) -> bool {
+        match (&self.0, &other.0) {
+            (None, None) => true,
+            (Some(one), Some(other)) => Arc::ptr_eq(one, other),
+            _ => false,
+        }
+    }
+}
+
+impl Eq for AcceptFilter {}
 
 impl Default for ListenOptions {
     fn default() -> Self {
         Self {
+            device: None,
             backlog: 128,
             max_half_open: 1024,
             max_half_open_per_peer: 64,
             type_of_service: None,
+            filter: AcceptFilter::everybody(),
         }
     }
 }
@@ -105,7 +178,8 @@ pub struct ConnectParams {
     pub responder_resources: u16,
     /// How long connecting may take.
     pub timeout: Duration,
-    /// ACK timeout exponent of the queue pair (4.096 µs × 2^n), where the fabric has one.
+    /// ACK timeout exponent of the queue pair (4.096 µs × 2^n), where the fabric has one. What is not acknowledged is sent
+    /// again six times before the connection fails. `None`: 18, so that a link may be gone for 7 s.
     pub ack_timeout: Option<u8>,
 }
 
@@ -171,6 +245,8 @@ pub struct Capabilities {
     pub max_responder_resources: u16,
     /// Bytes of one RDMA operation or message, at most.
     pub max_message: u32,
+    /// Bytes that one exposure describes, at most.
+    pub max_exposure: u64,
     /// Quirks of the device that are worked around, for people.
     pub quirks: Vec<&'static str>,
 }
@@ -190,6 +266,7 @@ impl Capabilities {
             max_initiator_depth: 128,
             max_responder_resources: 128,
             max_message: 1 << 30,
+            max_exposure: u32::MAX.into(),
             quirks: Vec::new(),
         }
     }

@@ -1,5 +1,6 @@
 //! The trait that every provider implements, and the ids it hands out.
 
+use std::any::Any;
 use std::collections::VecDeque;
 use std::fmt;
 use std::net::SocketAddr;
@@ -9,8 +10,8 @@ use std::time::Instant;
 
 use super::{
     Capabilities, Close, ConnectParams, Domain, Event, Incoming, IoBuf, IoPin, ListenOptions,
-    PeerInfo, PostError, QpOptions, RdmaError, Registration, RemoteAccess, ResolveOptions,
-    SendRequest, Window, WindowId,
+    PeerInfo, PostError, QpMade, QpOptions, QpWork, RdmaError, RdmaOperation, Registration,
+    RemoteAccess, ResolveOptions, SendRequest, Window, WindowId,
 };
 
 /// A connection together with its queue pair. The generation keeps an old id from meaning a new connection.
@@ -127,11 +128,29 @@ pub trait Provider: Send {
     /// The device refuses, or the connection is gone.
     fn domain(&mut self, conn: ConnId) -> Result<Arc<dyn Domain>, RdmaError>;
 
-    /// Makes the queue pair of a resolved or adopted connection.
+    /// Makes the queue pair of a resolved or adopted connection. May block where [`Provider::begin_qp`] gives work.
     ///
     /// # Errors
     /// The device refuses the sizes or is out of resources.
     fn create_qp(&mut self, conn: ConnId, options: &QpOptions) -> Result<(), RdmaError>;
+
+    /// Begins to make the queue pair, for callers that must not wait: gives the part that may block, to be run on
+    /// another thread and handed to [`Provider::finish_qp`]. `None`: nothing blocks, and the queue pair is there.
+    ///
+    /// # Errors
+    /// As for [`Provider::create_qp`].
+    fn begin_qp(&mut self, conn: ConnId, options: &QpOptions) -> Result<Option<QpWork>, RdmaError> {
+        self.create_qp(conn, options).map(|()| None)
+    }
+
+    /// Gives a connection the queue pair that was made for it.
+    ///
+    /// # Errors
+    /// [`RdmaError::Closed`]: the connection has ended meanwhile, and the queue pair is destroyed.
+    fn finish_qp(&mut self, conn: ConnId, made: QpMade) -> Result<(), RdmaError> {
+        let _ = (conn, made);
+        Err(RdmaError::State(RdmaOperation::CreateQueuePair))
+    }
 
     /// Connects a resolved connection. [`Event::Established`] or [`Event::Disconnected`] follows.
     ///
@@ -180,23 +199,46 @@ pub trait Provider: Send {
     /// Prepares the exposure of memory to the peer: keeps the memory and decides key and address. Where
     /// [`Window::needs_bind`] is set, the peer's access begins when an
     /// [`Operation::Bind`](super::Operation::Bind) of it has been executed in queue order; else at once.
-    /// `registration` is given exactly where the device's [`Exposure`](super::Exposure)
-    /// is by registration.
+    /// `prepared` is what [`IoPin::prepare`] has made of this memory for the device's [`Exposure`](super::Exposure). It
+    /// is taken if the window opens, and else left to the caller, as ending it may block.
     ///
     /// # Errors
-    /// No window is left, or the memory is of another domain.
+    /// No window is left, the memory is of another domain, or `prepared` is not what the device needs.
     fn open_window(
         &mut self,
         conn: ConnId,
         memory: IoPin,
         access: RemoteAccess,
-        registration: Option<Registration>,
+        prepared: &mut Option<Registration>,
     ) -> Result<Window, RdmaError>;
 
     /// Ends an exposure that was never bound, was invalidated (by the peer or by a completed
-    /// [`Operation::Invalidate`](super::Operation::Invalidate)), or needs no bind, and gives the
-    /// memory back. `None` for a window that is gone or is still bound: only its connection's end can free it then.
-    fn close_window(&mut self, conn: ConnId, window: WindowId) -> Option<IoPin>;
+    /// [`Operation::Invalidate`](super::Operation::Invalidate)), or needs no bind. Gives the memory back, and what must
+    /// be dropped before anybody else may use it: that may block, and where the exposure needed no bind it is what ends
+    /// the peer's access. `None` for a window that is gone or is still bound: only its connection's end can free it then.
+    fn retire_window(
+        &mut self,
+        conn: ConnId,
+        window: WindowId,
+    ) -> Option<(IoPin, Option<Registration>)>;
+
+    /// As [`Provider::retire_window`], for callers that may wait: the peer's access is over.
+    fn close_window(&mut self, conn: ConnId, window: WindowId) -> Option<IoPin> {
+        let (memory, rest) = self.retire_window(conn, window)?;
+        drop(rest);
+        Some(memory)
+    }
+
+    /// From now on the caller ends what connections leave behind where that may block, such as queue pairs and
+    /// registrations: it takes it by [`Provider::take_remains`] after every call that may end connections, and drops it before
+    /// it lets anybody use memory that was exposed. Without, everything is over when
+    /// [`Event::Disconnected`] comes.
+    fn defer_remains(&mut self) {}
+
+    /// What ended connections have left behind, one at a time.
+    fn take_remains(&mut self) -> Option<Box<dyn Any + Send>> {
+        None
+    }
 
     /// The time, in which deadlines are given: the system's, unless time is virtual.
     fn now(&self) -> Instant {
@@ -226,6 +268,8 @@ pub trait Provider: Send {
     /// descriptor, time is virtual.
     fn fd(&self) -> Option<BorrowedFd<'_>>;
 
-    /// Ends a connection in any state. [`Event::Disconnected`] follows.
+    /// Ends a connection in any state. [`Event::Disconnected`] follows, and its reason is
+    /// [`LossReason::Local`](super::LossReason::Local) whatever the peer and the network did before or do meanwhile:
+    /// who closes is told of nothing else but by the status of each request.
     fn close(&mut self, conn: ConnId, how: Close, now: Instant);
 }

@@ -1,9 +1,11 @@
 //! Direct placement: file data goes from one machine's memory to the other's without passing through messages.
 
-use std::ops::Range;
+use std::fmt;
+use std::ops::{Deref, Range};
 
-use super::{Error, Gather, Op, OutMessage, SteeringTag};
-use crate::engine::Exposed;
+use super::list::List;
+use super::{Error, Gather, Op, OutMessage, SteeringTag, TrySendError};
+use crate::engine::{Exposed, ExposedList};
 use crate::proto::wire::BufferDescriptorV1;
 use crate::rdma::{IoBuf, RemoteAccess};
 
@@ -24,6 +26,14 @@ pub trait DirectPlacement: Send + Sync {
     /// The memory is empty or of another domain, the device has no window left, or the connection has ended.
     fn expose(&self, memory: IoBuf, access: RemoteAccess) -> Result<Exposed, Error>;
 
+    /// Client: as [`expose`](DirectPlacement::expose), for several buffers that are one piece of memory to the peer, with
+    /// one descriptor each, in order.
+    ///
+    /// # Errors
+    /// As for one buffer; or there are none, or they need more descriptors than [`MAX_DESCRIPTORS`]. Then none of
+    /// them is exposed.
+    fn expose_list(&self, memory: Vec<IoBuf>, access: RemoteAccess) -> Result<ExposedList, Error>;
+
     /// Server: writes `data` into the peer's memory. Done means that the buffers are reusable, not that the peer
     /// has the data: a message sent afterwards tells it.
     fn write(&self, data: Gather, to: Target) -> Op<Gather>;
@@ -34,6 +44,12 @@ pub trait DirectPlacement: Send + Sync {
     /// Server: writes `data` into the peer's memory and then sends the response that tells it, as one flow: nothing
     /// waits for the write's completion, the queue pair keeps the order. `invalidate`: the token of the request's
     /// first descriptor, if the client asked for its invalidation.
+    ///
+    /// The operation's end says that the buffers are reusable. A server that does not use them again may drop it: an
+    /// error that is the caller's or the peer's ([`Error::ApiMisuse`], [`Error::BadDescriptors`]) is there at once
+    /// ([`Op::try_take`]), then nothing was written and the response was **not** sent; any other ends the connection,
+    /// and is seen there. The response does not wait for room in the send queue: what a server has under way at a time
+    /// is limited by the credits that it gives its client.
     fn write_then_send(
         &self,
         data: Gather,
@@ -42,23 +58,31 @@ pub trait DirectPlacement: Send + Sync {
         invalidate: Option<SteeringTag>,
     ) -> Op<Gather>;
 
-    /// Server: sends the final response of a request and invalidates the token of its first descriptor with it.
-    /// Where the device cannot, the message is sent without. Done means accepted for sending.
-    fn send_invalidate(&self, message: OutMessage<'_>, token: SteeringTag) -> Op<()>;
+    /// Server: as [`Transport::start_send`](super::Transport::start_send), for the final response of a request, and
+    /// invalidates the token of its first descriptor with it. Where the device cannot, the message is sent without.
+    /// [`TransportExt::respond`](super::TransportExt::respond) waits for room.
+    ///
+    /// # Errors
+    /// As for `start_send`.
+    fn send_invalidate(
+        &self,
+        message: OutMessage<'_>,
+        token: SteeringTag,
+    ) -> Result<(), TrySendError>;
 }
 
 /// A place in memory that the peer exposed: its descriptors, and how far into them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Target {
     /// The descriptors, in the order of the request; together they are one piece of memory.
-    pub descriptors: Vec<BufferDescriptorV1>,
+    pub descriptors: Descriptors,
     /// Bytes from the start of that piece.
     pub offset: u64,
 }
 
 impl Target {
     /// All of what the descriptors describe.
-    pub fn new(descriptors: impl Into<Vec<BufferDescriptorV1>>) -> Self {
+    pub fn new(descriptors: impl Into<Descriptors>) -> Self {
         Self {
             descriptors: descriptors.into(),
             offset: 0,
@@ -78,15 +102,20 @@ impl Target {
         self.len() == 0
     }
 
-    /// Checks a transfer of `len` bytes before anything is posted.
-    pub(crate) fn check(&self, len: usize, max: u32) -> Result<(), BadDescriptors> {
+    /// Checks a transfer of `len` bytes, of which `max` are allowed, as [`DirectPlacement`] does before anything is
+    /// posted: for servers that refuse a request before they act on it. A transfer of 0 bytes checks the descriptors
+    /// alone.
+    ///
+    /// # Errors
+    /// The rule that the descriptors or the length break.
+    pub fn check(&self, len: usize, max: u32) -> Result<(), BadDescriptors> {
         if self.descriptors.is_empty() {
             return Err(BadDescriptors::None);
         }
         if self.descriptors.len() > MAX_DESCRIPTORS {
             return Err(BadDescriptors::TooMany(self.descriptors.len()));
         }
-        for descriptor in &self.descriptors {
+        for descriptor in self.descriptors.iter() {
             if descriptor.length == 0 {
                 return Err(BadDescriptors::ZeroLength);
             }
@@ -116,6 +145,54 @@ impl Target {
             });
         }
         Ok(())
+    }
+}
+
+/// Descriptors in order. One of them allocates nothing.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Descriptors(List<BufferDescriptorV1>);
+
+impl Deref for Descriptors {
+    type Target = [BufferDescriptorV1];
+
+    fn deref(&self) -> &[BufferDescriptorV1] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Descriptors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.iter()).finish()
+    }
+}
+
+impl FromIterator<BufferDescriptorV1> for Descriptors {
+    fn from_iter<I: IntoIterator<Item = BufferDescriptorV1>>(descriptors: I) -> Self {
+        Self(descriptors.into_iter().collect())
+    }
+}
+
+impl From<BufferDescriptorV1> for Descriptors {
+    fn from(descriptor: BufferDescriptorV1) -> Self {
+        [descriptor].into()
+    }
+}
+
+impl<const N: usize> From<[BufferDescriptorV1; N]> for Descriptors {
+    fn from(descriptors: [BufferDescriptorV1; N]) -> Self {
+        descriptors.into_iter().collect()
+    }
+}
+
+impl From<&[BufferDescriptorV1]> for Descriptors {
+    fn from(descriptors: &[BufferDescriptorV1]) -> Self {
+        descriptors.iter().copied().collect()
+    }
+}
+
+impl From<Vec<BufferDescriptorV1>> for Descriptors {
+    fn from(descriptors: Vec<BufferDescriptorV1>) -> Self {
+        Self(descriptors.into())
     }
 }
 
@@ -180,7 +257,7 @@ mod tests {
         let max = 1 << 20;
         assert_eq!(target(&[], 0).check(0, max), Err(BadDescriptors::None));
         assert_eq!(
-            target(&vec![(0, 1); 4096], 0).check(1, max),
+            target(&[(0, 1); 4096], 0).check(1, max),
             Err(BadDescriptors::TooMany(4096))
         );
         assert_eq!(

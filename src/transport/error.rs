@@ -1,10 +1,11 @@
 //! Errors by fault, and why a connection ended.
 
 use std::io;
+use std::net::SocketAddr;
 
 use super::{BadDescriptors, SteeringTag};
 use crate::proto;
-use crate::rdma::RdmaError;
+use crate::rdma::{Cause, ProviderKind, RdmaError};
 
 /// What went wrong, by whose fault.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -41,11 +42,29 @@ pub enum Error {
     #[error("nothing happened within the time given")]
     WouldBlock,
     /// The system refused.
-    #[error("{}", io::Error::from_raw_os_error(*errno))]
+    #[error("{}", Cause(*errno))]
     Os {
         /// The error number.
         errno: i32,
     },
+    /// The system does not let this process listen there by TCP.
+    #[error("{}", listen_text(*address, *errno))]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// The error number.
+        errno: i32,
+    },
+}
+
+/// As the RDMA providers say it.
+fn listen_text(address: SocketAddr, errno: i32) -> String {
+    match errno {
+        libc::EADDRINUSE => RdmaError::AddressInUse(address).to_string(),
+        libc::EACCES => RdmaError::PrivilegedPort(address).to_string(),
+        libc::EADDRNOTAVAIL => RdmaError::NotLocal(address).to_string(),
+        errno => format!("cannot listen on {address}: {}", Cause(errno)),
+    }
 }
 
 impl Error {
@@ -53,13 +72,13 @@ impl Error {
     pub fn ends_connection(&self) -> bool {
         match self {
             Self::Closed(_) | Self::BothPorts { .. } => true,
-            Self::Rdma(RdmaError::WrongDomain) => false,
-            Self::Rdma(_) => true,
+            Self::Rdma(error) => error.ends_connection(),
             Self::BadDescriptors(_)
             | Self::ApiMisuse(_)
             | Self::Config(_)
             | Self::WouldBlock
-            | Self::Os { .. } => false,
+            | Self::Os { .. }
+            | Self::Listen { .. } => false,
         }
     }
 
@@ -106,6 +125,35 @@ pub enum ApiMisuse {
     /// An exposure of no bytes.
     #[error("an empty buffer cannot be exposed")]
     EmptyExposure,
+    /// A registration of no bytes.
+    #[error("empty memory cannot be registered")]
+    EmptyRegistration,
+    /// An exposure that no array of descriptors describes.
+    #[error(
+        "{count} descriptors would be needed, {} can be sent: use fewer and larger buffers",
+        super::MAX_DESCRIPTORS
+    )]
+    TooManyDescriptors {
+        /// How many there would be.
+        count: usize,
+    },
+    /// A NUMA node that this machine does not have.
+    #[error("there is no NUMA node {node}; `lscpu` shows those of this machine")]
+    NoNumaNode {
+        /// Its number.
+        node: u32,
+    },
+    /// A group of no reactors.
+    #[error("a group needs at least one reactor")]
+    EmptyGroup,
+    /// Reactors of different providers in one group.
+    #[error("reactors of {first} and of {second} cannot be in one group")]
+    MixedGroup {
+        /// The provider of the first one.
+        first: ProviderKind,
+        /// Another one's.
+        second: ProviderKind,
+    },
 }
 
 /// Why a message was not accepted. Nothing of it was sent.
@@ -149,15 +197,34 @@ impl From<Error> for io::Error {
                 | DisconnectReason::BadFraming
                 | DisconnectReason::MessageTooLarge { .. } => Kind::InvalidData,
                 DisconnectReason::CutOff => Kind::UnexpectedEof,
+                DisconnectReason::NoAnswer => Kind::TimedOut,
                 DisconnectReason::Os { errno } => Self::from_raw_os_error(*errno).kind(),
                 _ => Kind::ConnectionAborted,
             },
             Error::Rdma(RdmaError::Refused | RdmaError::Rejected { .. }) => Kind::ConnectionRefused,
             Error::Rdma(RdmaError::Timeout(_)) => Kind::TimedOut,
             Error::Rdma(RdmaError::AddressInUse(_)) => Kind::AddrInUse,
-            Error::Rdma(RdmaError::Permission(_)) => Kind::PermissionDenied,
+            Error::Rdma(RdmaError::Permission(_) | RdmaError::PrivilegedPort(_)) => {
+                Kind::PermissionDenied
+            }
+            Error::Rdma(RdmaError::NotLocal(_)) => Kind::AddrNotAvailable,
+            Error::Rdma(RdmaError::LockedMemory { .. } | RdmaError::MemoryBudget { .. }) => {
+                Kind::OutOfMemory
+            }
+            Error::Rdma(RdmaError::Unreachable) => Kind::HostUnreachable,
+            Error::Rdma(RdmaError::Closed) => Kind::NotConnected,
+            Error::Rdma(RdmaError::ConnectionLost | RdmaError::Terminated { .. }) => {
+                Kind::ConnectionReset
+            }
+            Error::Rdma(RdmaError::FabricViolation { .. } | RdmaError::BadHandshake) => {
+                Kind::InvalidData
+            }
+            Error::Rdma(RdmaError::Os { errno, .. }) | Error::Listen { errno, .. } => {
+                Self::from_raw_os_error(*errno).kind()
+            }
             Error::ApiMisuse(_) | Error::Config(_) | Error::BadDescriptors(_) => Kind::InvalidInput,
             Error::WouldBlock => Kind::WouldBlock,
+            Error::BothPorts { first, .. } => Self::from((**first).clone()).kind(),
             Error::Os { errno } => return Self::from_raw_os_error(*errno),
             _ => Kind::Other,
         };
@@ -184,17 +251,36 @@ pub enum DisconnectReason {
     /// The peer invalidated memory that this side has not exposed to it.
     #[error("the peer invalidated {0:?}, which is no exposed memory of this connection")]
     UnknownInvalidation(SteeringTag),
+    /// Unfinished messages of all connections took more memory than the reactor may use for them.
+    #[error(
+        "unfinished messages of all connections took more than {limit} bytes; the limit is \
+         ReactorOptions::reassembly_budget"
+    )]
+    ReassemblyBudget {
+        /// The limit in bytes.
+        limit: usize,
+    },
     /// The reactor that drove it was shut down.
     #[error("its reactor was shut down")]
     ReactorGone,
     /// The peer's TCP framing is not valid.
-    #[error("the peer's TCP framing is not valid")]
+    #[error("the peer's TCP framing is not valid: is it SMB2 without NetBIOS, as port 445 has it?")]
     BadFraming,
     /// The TCP connection ended within a message.
-    #[error("the connection ended in the middle of a message")]
+    #[error("the connection ended in the middle of a message: the peer may know why")]
     CutOff,
+    /// TCP heard nothing of the peer, or the peer took nothing, for longer than the keepalive
+    /// allows.
+    #[error(
+        "the peer has not answered, or has taken nothing, within keepalive interval and timeout: \
+         it hangs, or it or the network is down"
+    )]
+    NoAnswer,
     /// The peer announced a message above the limit.
-    #[error("the peer announced a message of {len} bytes; this side takes {max}")]
+    #[error(
+        "the peer announced a message of {len} bytes; this side takes {max} \
+         (TcpOptions::max_receive)"
+    )]
     MessageTooLarge {
         /// Bytes announced.
         len: u64,
@@ -202,9 +288,99 @@ pub enum DisconnectReason {
         max: u64,
     },
     /// The TCP connection failed.
-    #[error("{}", io::Error::from_raw_os_error(*errno))]
+    #[error("the TCP connection failed: {}", Cause(*errno))]
     Os {
         /// The error number.
         errno: i32,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+    use crate::rdma::RdmaOperation;
+
+    /// What was refused is over, and the connection is not.
+    #[test]
+    fn refusals_leave_the_connection() {
+        let os = |operation| RdmaError::Os {
+            operation,
+            errno: libc::ENOMEM,
+        };
+        let locked = RdmaError::LockedMemory {
+            limit: 1,
+            needed: 2,
+        };
+        let many = RdmaError::Limit {
+            operation: RdmaOperation::Bind,
+            asked: 2,
+            limit: 1,
+        };
+        for refused in [
+            os(RdmaOperation::AllocateMemory),
+            os(RdmaOperation::Register),
+            RdmaError::Unsupported(RdmaOperation::Register),
+            RdmaError::WrongDomain,
+            locked,
+            many,
+        ] {
+            assert!(!Error::from(refused.clone()).ends_connection(), "{refused}");
+        }
+        for fatal in [
+            os(RdmaOperation::Send),
+            RdmaError::ConnectionLost,
+            RdmaError::DeviceRemoved,
+            RdmaError::Closed,
+        ] {
+            assert!(Error::from(fatal.clone()).ends_connection(), "{fatal}");
+        }
+    }
+
+    #[test]
+    fn what_the_machine_refuses_says_what_to_do() {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 445));
+        for (errno, words, kind) in [
+            (
+                libc::EADDRINUSE,
+                "choose another port",
+                io::ErrorKind::AddrInUse,
+            ),
+            (
+                libc::EACCES,
+                "CAP_NET_BIND_SERVICE",
+                io::ErrorKind::PermissionDenied,
+            ),
+            (
+                libc::EADDRNOTAVAIL,
+                "ip address",
+                io::ErrorKind::AddrNotAvailable,
+            ),
+            (
+                libc::EMFILE,
+                "ulimit -n",
+                io::Error::from_raw_os_error(libc::EMFILE).kind(),
+            ),
+        ] {
+            let error = Error::Listen { address, errno };
+            let text = error.to_string();
+            assert!(
+                text.contains("127.0.0.1:445") && text.contains(words),
+                "{text}"
+            );
+            assert_eq!(io::Error::from(error).kind(), kind);
+        }
+        for (errno, words) in [
+            (libc::EMFILE, "LimitNOFILE="),
+            (libc::ENOMEM, "MemoryMax="),
+            (libc::EAGAIN, "TasksMax="),
+        ] {
+            let text = Error::Os { errno }.to_string();
+            assert!(text.contains(words), "{text}");
+            let operation = RdmaOperation::CreateQueuePair;
+            let text = RdmaError::Os { operation, errno }.to_string();
+            assert!(text.contains(words), "{text}");
+        }
+    }
 }

@@ -6,7 +6,9 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
-use super::{DisconnectReason, Error, Listener, Message, OutMessage, Transport, TrySendError};
+use super::{
+    DisconnectReason, Error, Listener, Message, OutMessage, SteeringTag, Transport, TrySendError,
+};
 
 /// `async` and blocking forms of [`Transport`]. The blocking ones sleep on this thread: the connection's reactor
 /// must be driven by another one.
@@ -16,7 +18,20 @@ pub trait TransportExt: Transport {
     /// # Errors
     /// The message is empty or too large, or the connection has ended.
     fn send(&self, message: &[u8]) -> impl Future<Output = Result<(), Error>> + Send {
-        poll_fn(move |cx| poll_send(self, message, cx))
+        poll_fn(move |cx| poll_send(self, message, None, cx))
+    }
+
+    /// Server: as [`TransportExt::send`], for the final response of a request. `invalidate`: the token of its first
+    /// descriptor, if the client asked for its invalidation; without direct placement there is none. Cancel safe.
+    ///
+    /// # Errors
+    /// As for `send`.
+    fn respond(
+        &self,
+        response: &[u8],
+        invalidate: Option<SteeringTag>,
+    ) -> impl Future<Output = Result<(), Error>> + Send {
+        poll_fn(move |cx| poll_send(self, response, invalidate, cx))
     }
 
     /// The next message; `None` when the peer closed in order. Cancel safe.
@@ -45,7 +60,21 @@ pub trait TransportExt: Transport {
     /// # Errors
     /// As for `send`; [`Error::WouldBlock`] when the time is over, and nothing was sent.
     fn send_blocking(&self, message: &[u8], timeout: Option<Duration>) -> Result<(), Error> {
-        block_on(timeout, |cx| poll_send(self, message, cx)).unwrap_or(Err(Error::WouldBlock))
+        block_on(timeout, |cx| poll_send(self, message, None, cx)).unwrap_or(Err(Error::WouldBlock))
+    }
+
+    /// As [`TransportExt::respond`], blocking, for at most `timeout`.
+    ///
+    /// # Errors
+    /// As for `respond`; [`Error::WouldBlock`] when the time is over, and nothing was sent.
+    fn respond_blocking(
+        &self,
+        response: &[u8],
+        invalidate: Option<SteeringTag>,
+        timeout: Option<Duration>,
+    ) -> Result<(), Error> {
+        block_on(timeout, |cx| poll_send(self, response, invalidate, cx))
+            .unwrap_or(Err(Error::WouldBlock))
     }
 
     /// As [`TransportExt::recv`], blocking, for at most `timeout`.
@@ -96,10 +125,16 @@ impl<T: Listener + ?Sized> ListenerExt for T {}
 fn poll_send<T: Transport + ?Sized>(
     transport: &T,
     message: &[u8],
+    invalidate: Option<SteeringTag>,
     cx: &mut Context<'_>,
 ) -> Poll<Result<(), Error>> {
     loop {
-        match transport.start_send(OutMessage::Slice(message)) {
+        let message = OutMessage::Slice(message);
+        let sent = match (invalidate, transport.direct()) {
+            (Some(token), Some(direct)) => direct.send_invalidate(message, token),
+            _ => transport.start_send(message),
+        };
+        match sent {
             Ok(()) => return Poll::Ready(Ok(())),
             Err(TrySendError::Full) => match transport.poll_ready(cx) {
                 Poll::Ready(Ok(())) => {}

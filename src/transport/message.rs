@@ -6,6 +6,7 @@ use std::ops::Deref;
 
 use bytes::Bytes;
 
+use super::list::List;
 use crate::rdma::IoBytes;
 
 /// A steering tag (remote key): names memory that one side exposed to the other.
@@ -124,10 +125,10 @@ impl From<IoBytes> for OutMessage<'_> {
     }
 }
 
-/// A list of registered buffers that are sent or written one after the other.
+/// A list of registered buffers that are sent or written one after the other. A list of one allocates nothing.
 #[derive(Debug, Clone, Default)]
 pub struct Gather {
-    pieces: Vec<IoBytes>,
+    pieces: List<IoBytes>,
     len: usize,
 }
 
@@ -163,7 +164,7 @@ impl Gather {
 
     /// The buffers in order.
     pub fn into_pieces(self) -> Vec<IoBytes> {
-        self.pieces
+        self.pieces.into_vec()
     }
 }
 

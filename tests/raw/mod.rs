@@ -40,12 +40,22 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    /// Connects, with receives posted.
+    /// Connects over the software iWARP, with receives posted.
     pub(crate) fn connect(to: SocketAddr) -> Self {
-        let mut provider = open(ProviderKind::Iwarp).expect("the software RNIC");
+        Self::connect_with(open(ProviderKind::Iwarp).expect("the software RNIC"), to)
+    }
+
+    /// As [`Peer::connect`], through any provider.
+    pub(crate) fn connect_with(mut provider: Box<dyn Provider>, to: SocketAddr) -> Self {
         let conn = provider
             .resolve(to, &ResolveOptions::default(), Instant::now())
-            .expect("a route over loopback");
+            .expect("a way to the server");
+        let mut events = VecDeque::new();
+        let deadline = Instant::now() + LONG;
+        while !matches!(events.pop_front(), Some(Event::Resolved { .. })) {
+            provider.poll(Instant::now(), &mut events, 64);
+            assert!(Instant::now() < deadline, "not resolved");
+        }
         let domain = provider.domain(conn).expect("a domain");
         let count = RECEIVES as u32 + SENDS;
         let slab = Slab::new(&domain, LARGEST, count, SlabOptions::default()).expect("memory");
@@ -61,7 +71,7 @@ impl Peer {
             provider,
             conn,
             slab,
-            events: VecDeque::new(),
+            events,
             established: false,
             inbox: VecDeque::new(),
             lost: None,
@@ -73,6 +83,15 @@ impl Peer {
 
     /// Sends one message. What has become of the connection is for others to ask.
     pub(crate) fn send(&mut self, bytes: &[u8]) {
+        self.post(bytes, |message| Operation::Send {
+            message,
+            invalidate: None,
+            solicited: false,
+        });
+    }
+
+    /// Posts what is made of these bytes, whether it is allowed or not.
+    pub(crate) fn post(&mut self, bytes: &[u8], operation: impl FnOnce(Pieces) -> Operation) {
         // The receives have their own slots, so that a free one is a place in the send queue as
         // well.
         self.until(LONG, |peer| peer.slab.free() > 0 || peer.lost.is_some());
@@ -84,11 +103,7 @@ impl Peer {
         let mut chain = VecDeque::from([SendRequest {
             cookie: 0,
             signalled: true,
-            operation: Operation::Send {
-                message: Pieces::one(buffer.freeze()),
-                invalidate: None,
-                solicited: false,
-            },
+            operation: operation(Pieces::one(buffer.freeze())),
         }]);
         // A connection that is gone takes nothing, and says so in its last event.
         let _ = self.provider.post_send(self.conn, &mut chain);

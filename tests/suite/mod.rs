@@ -1,13 +1,21 @@
 //! Transport tests, written once for all providers: a [`Bed`] says where they run.
 
 pub(crate) mod direct;
+pub(crate) mod forged;
+pub(crate) mod guarded;
+pub(crate) mod memory;
 
+use std::future::poll_fn;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use smbdirect::engine::{Channel, ChannelOptions, DirectListener, Reactor, ReactorOptions};
+use smbdirect::engine::{
+    Channel, ChannelOptions, DirectListener, Reactor, ReactorGroup, ReactorOptions,
+};
 use smbdirect::rdma::{Provider, RdmaError};
 use smbdirect::transport::{
     ApiMisuse, Close, DisconnectReason, Error, Listener, ListenerExt, OutMessage, Transport,
@@ -23,27 +31,35 @@ pub(crate) struct Bed {
     pub(crate) provider: fn() -> Result<Box<dyn Provider>, RdmaError>,
     /// The server's address.
     pub(crate) server: IpAddr,
+    /// Reactors of the server and of the client, each.
+    pub(crate) reactors: usize,
+    /// Lets the reactors be driven until they are shut down.
+    pub(crate) drive: fn(&ReactorGroup),
     /// Divides the amount of work, for slow machines.
     pub(crate) slow: usize,
 }
 
-/// A server and a client reactor, both driven by threads.
+/// Reactors of a server and of a client.
 pub(crate) struct World {
-    pub(crate) server: Reactor,
-    pub(crate) client: Reactor,
+    pub(crate) server: ReactorGroup,
+    pub(crate) client: ReactorGroup,
     pub(crate) listener: DirectListener,
     pub(crate) address: SocketAddr,
 }
 
 impl Bed {
     pub(crate) fn world(&self, options: ChannelOptions) -> World {
-        let reactor = || {
+        let reactor = |_| {
             let provider = (self.provider)().expect("a provider");
-            let reactor = Reactor::new(provider, ReactorOptions::default()).expect("a reactor");
-            reactor.spawn().expect("a thread");
-            reactor
+            Reactor::new(provider, ReactorOptions::default()).expect("a reactor")
         };
-        let (server, client) = (reactor(), reactor());
+        let group = || {
+            let reactors = (0..self.reactors).map(reactor).collect();
+            let group = ReactorGroup::new(reactors).expect("a group");
+            (self.drive)(&group);
+            group
+        };
+        let (server, client) = (group(), group());
         let listener = server
             .listen(&[SocketAddr::new(self.server, 0)], options)
             .expect("a listener");
@@ -92,6 +108,15 @@ pub(crate) fn payload(seed: u64, connection: u64, sequence: u64, len: usize) -> 
     bytes
 }
 
+/// It becomes so in reasonable time.
+pub(crate) fn eventually(what: &str, so: impl Fn() -> bool) {
+    let deadline = Instant::now() + LONG;
+    while !so() {
+        assert!(Instant::now() < deadline, "not so: {what}");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
 /// Echoes until the peer closes in order. Returns how many messages there were.
 fn echo(channel: &dyn Transport) -> Result<u64, Error> {
     let mut count = 0;
@@ -112,10 +137,10 @@ fn echo(channel: &dyn Transport) -> Result<u64, Error> {
 fn wait_ready(channel: &dyn Transport) -> Result<(), Error> {
     // Room comes as messages leave; a blocking wait of the same kind as the extension trait's.
     let deadline = Instant::now() + LONG;
-    let waker = std::task::Waker::noop();
-    let mut cx = std::task::Context::from_waker(waker);
+    let waker = Waker::noop();
+    let mut cx = Context::from_waker(waker);
     loop {
-        if let std::task::Poll::Ready(result) = channel.poll_ready(&mut cx) {
+        if let Poll::Ready(result) = channel.poll_ready(&mut cx) {
             return result;
         }
         assert!(Instant::now() < deadline, "no room in the send queue");
@@ -373,6 +398,11 @@ pub(crate) fn connections_come_and_go(bed: &Bed) {
         let channels: Vec<_> = (0..40 / bed.slow)
             .map(|_| world.connect(ChannelOptions::default()))
             .collect();
+        for group in [&world.client, &world.server] {
+            let counts: Vec<_> = group.reactors().iter().map(Reactor::connections).collect();
+            let (least, most) = (counts.iter().min(), counts.iter().max());
+            assert!(least.unwrap() + 1 >= *most.unwrap(), "{counts:?}");
+        }
         for (client, server) in &channels {
             client.send_blocking(b"hello", Some(LONG)).unwrap();
             assert_eq!(
@@ -398,34 +428,78 @@ pub(crate) fn the_caller_may_drive(bed: &Bed) {
         .block_on(reactor.connect(world.address, ChannelOptions::default()))
         .unwrap();
     let server = world.listener.accept_blocking(Some(LONG)).unwrap();
-    channel.start_send(b"driven".into()).unwrap();
+    let answers = thread::spawn(move || {
+        while let Some(request) = server.recv_blocking(Some(LONG)).unwrap() {
+            server.send_blocking(&request, Some(LONG)).unwrap();
+        }
+    });
+    // A message at a time, or more than that in one wait.
+    let answer = reactor.block_on(async {
+        channel.send(b"first").await.unwrap();
+        channel.recv().await
+    });
+    assert_eq!(&answer.unwrap().unwrap()[..], b"first");
+    channel.start_send(b"second".into()).unwrap();
+    let answer = reactor.block_on(channel.recv());
+    assert_eq!(&answer.unwrap().unwrap()[..], b"second");
+    // Another thread wakes this one, which sleeps for the reactor.
+    let beside = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let mut waker = None;
+        reactor.block_on(poll_fn(|cx| {
+            let beside = &beside;
+            waker.get_or_insert_with(|| {
+                let waker = cx.waker().clone();
+                scope.spawn(move || {
+                    thread::sleep(Duration::from_millis(50));
+                    beside.store(true, Ordering::SeqCst);
+                    waker.wake();
+                })
+            });
+            match beside.load(Ordering::SeqCst) {
+                true => Poll::Ready(()),
+                false => Poll::Pending,
+            }
+        }));
+    });
+    // The loop of the caller's own.
+    channel.start_send(b"third".into()).unwrap();
     let deadline = Instant::now() + LONG;
-    loop {
+    let mut cx = Context::from_waker(Waker::noop());
+    let answer = loop {
         reactor.poll();
-        if let Ok(message) = server.recv_blocking(Some(Duration::from_millis(1))) {
-            assert_eq!(&message.unwrap()[..], b"driven");
-            break;
+        if let Poll::Ready(message) = channel.poll_recv(&mut cx) {
+            break message.unwrap().unwrap();
         }
         assert!(Instant::now() < deadline);
-    }
-    reactor.shutdown(Duration::from_secs(5));
-    assert!(server.closed_blocking(Some(LONG)).is_some());
+    };
+    assert_eq!(&answer[..], b"third");
+    // It takes as long as there are connections, and no longer.
+    let begin = Instant::now();
+    reactor.shutdown(LONG);
+    assert!(begin.elapsed() < LONG / 2, "nothing is left to wait for");
+    answers.join().unwrap();
 }
 
 /// Makes one `#[test]` per test of the suite.
 #[macro_export]
 macro_rules! suite {
+    // What moves so much that a machine should not do it several times at once.
+    (@bulk $bed:expr) => {
+        $crate::suite!(@direct $bed, probes_are_answered_while_much_is_moved);
+    };
     ($bed:expr) => {
-        suite!(@ $bed, graceful_close_delivers_everything, dropping_a_channel_closes_it,
+        $crate::suite!(@ $bed, graceful_close_delivers_everything, dropping_a_channel_closes_it,
             abort_ends_both_sides, bad_messages_are_refused, connecting_to_nobody_fails,
             idle_connections_exchange_probes_only, a_slow_application_loses_nothing,
             every_kind_of_message_arrives, connections_come_and_go, the_caller_may_drive);
-        suite!(@direct $bed, memory_is_written_and_read, a_response_invalidates_its_token,
-            transfers_go_beside_messages, bad_descriptors_post_nothing,
-            a_descriptor_gives_nothing_but_its_range, a_read_only_exposure_is_not_written,
-            a_write_only_exposure_is_not_read, a_reclaimed_descriptor_is_dead,
-            a_descriptor_of_another_connection_is_nothing, many_tiny_descriptors_complete,
+        $crate::suite!(@direct $bed, memory_is_written_and_read, a_response_invalidates_its_token,
+            several_buffers_are_written_and_read, transfers_go_beside_messages, many_tiny_descriptors_complete,
             memory_comes_back_from_a_dead_connection);
+        $crate::suite!(@forged $bed, bad_descriptors_post_nothing, forged_descriptors_are_not_written_to,
+            forged_descriptors_are_not_read_from);
+        $crate::suite!(@memory $bed, brought_memory_is_moved, a_mapping_serves_many_connections,
+            empty_memory_is_not_registered);
 
         #[test]
         fn echo_many() {
@@ -440,10 +514,13 @@ macro_rules! suite {
             $crate::suite::echo_many(&$bed, &options);
         }
     };
-    (@direct $bed:expr, $($name:ident),*) => {
+    (@direct $bed:expr, $($name:ident),*) => { $crate::suite!(@@ $bed, direct, $($name),*); };
+    (@forged $bed:expr, $($name:ident),*) => { $crate::suite!(@@ $bed, forged, $($name),*); };
+    (@memory $bed:expr, $($name:ident),*) => { $crate::suite!(@@ $bed, memory, $($name),*); };
+    (@@ $bed:expr, $module:ident, $($name:ident),*) => {
         $(#[test]
         fn $name() {
-            $crate::suite::direct::$name(&$bed);
+            $crate::suite::$module::$name(&$bed);
         })*
     };
     (@ $bed:expr, $($name:ident),*) => {

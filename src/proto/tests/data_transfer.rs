@@ -91,6 +91,75 @@ fn the_fragments_of_the_specification() {
     );
 }
 
+/// The largest message that the protocol can carry is one byte less than 4 GiB.
+#[test]
+fn four_gibibytes_are_counted_without_overflow() {
+    const GIB: u64 = 1 << 30;
+    let config = Config {
+        max_send_size: GIB as u32,
+        max_fragmented_size: u32::MAX,
+        credit_profile: CreditProfile::Full,
+        ..Config::default()
+    };
+    let now = std::time::Instant::now();
+    let mut end = End::new(Role::Acceptor, &config, now);
+    end.connection.handle_established(now);
+    let request = NegotiateRequest {
+        max_receive_size: u32::MAX,
+        max_fragmented_size: u32::MAX,
+        ..request()
+    };
+    end.feed(now, &request.encode());
+    end.pump(now);
+    let connection = &mut end.connection;
+    let (len, max) = (1 << 32, u32::MAX);
+    assert_eq!(
+        connection.send(len, None),
+        Err(SendError::TooLarge { len, max })
+    );
+    assert!(matches!(
+        connection.send(u64::MAX, None),
+        Err(SendError::TooLarge { .. })
+    ));
+
+    // Sent in fragments of almost 1 GiB, whose bytes nobody looks at here.
+    connection.send(len - 1, Some(7)).unwrap();
+    assert_eq!(connection.queued_bytes(), len - 1);
+    connection.handle_receive(now, &control(10, 0), None);
+    let mut sent = 0;
+    while let Some(transmit) = connection.poll_transmit(now, 1) {
+        let Some((_, range)) = transmit.payload.clone() else {
+            continue;
+        };
+        let header = DataTransfer::parse(transmit.header()).unwrap();
+        assert_eq!(range.start, sent);
+        sent = range.end;
+        assert_eq!(u64::from(header.remaining_data_length), len - 1 - sent);
+        assert_eq!(u64::from(header.data_length), range.end - range.start);
+        assert_eq!(transmit.invalidate.is_some(), sent == len - 1);
+        assert!(transmit.len() as u64 <= GIB);
+    }
+    assert_eq!((sent, connection.queued_bytes()), (len - 1, 0));
+
+    // And received: all of it may be announced, but not a byte more.
+    let first = data_message(1, u32::MAX - 10, &[1; 10]);
+    assert_eq!(
+        connection.handle_receive(now, &first, None),
+        Delivery::First {
+            data: 24..34,
+            total: u64::from(u32::MAX)
+        }
+    );
+    assert_eq!(connection.reassembly_remaining(), u64::from(u32::MAX) - 10);
+    let more = data_message(1, u32::MAX - 9, &[1; 10]);
+    connection.handle_receive(now, &more, None);
+    let total = u64::from(u32::MAX) + 1;
+    assert_eq!(
+        connection.disconnect_reason(),
+        Some(&PeerMisbehaved::FragmentedSizeExceeded { total, max }.into())
+    );
+}
+
 #[test]
 fn the_limit_of_the_peer_is_kept() {
     let mut pair = Pair::connected(&config(10), &config(10));
@@ -309,6 +378,30 @@ fn an_adaptive_connection_starts_small_and_grows_with_use() {
     pair.settle();
     assert_eq!(pair.ends[1].received.len(), 1);
     assert_eq!(pair.ends[1].connection.credits().target, 8);
+}
+
+/// A driver takes in some messages at a time and then sends; what it grants rides on its own data, so
+/// that the peer never seems to run dry here, while it waits for credits all the time.
+#[test]
+fn an_adaptive_connection_grows_while_data_goes_both_ways() {
+    for pass in [1, 8, 32] {
+        let (mut end, now) = acceptor(&Config::default());
+        let mut held = end.connection.credits().granted;
+        let mut on_the_way = 0;
+        for _ in 0..4000 / pass {
+            end.send(&[1; 100]);
+            on_the_way += std::mem::take(&mut held);
+            for _ in 0..pass.min(on_the_way) {
+                on_the_way -= 1;
+                end.feed(now, &data_message(1, 0, &[2; 100]));
+            }
+            for packet in end.pump(now) {
+                let header = DataTransfer::parse(&packet.bytes).unwrap();
+                held += u32::from(header.credits_granted);
+            }
+        }
+        assert_eq!(end.connection.credits().target, 255, "{pass} at a time");
+    }
 }
 
 #[test]

@@ -119,3 +119,29 @@ fn a_stalled_application_that_waits_for_its_sends_is_not_stuck() {
         assert!(pair.ends[1].received.len() < 100);
     }
 }
+
+#[test]
+fn a_stalled_application_sends_any_amount_to_a_peer_that_floods_it() {
+    // As above, with responses that need the peer's credits over and over. What is taken meanwhile
+    // is a small part of what is sent.
+    for credits in [10, 32, 255] {
+        let mut pair = Pair::connected(&config(credits), &config(credits));
+        pair.ends[1].connection.set_application_ready(false);
+        for index in 0..5000 {
+            pair.ends[0].send(&pattern(index, 1000));
+        }
+        pair.settle();
+        let before = pair.ends[1].received.len();
+        for index in 0..50 {
+            pair.ends[1].send(&pattern(index, 100_000));
+        }
+        pair.settle();
+        assert_eq!(pair.ends[0].received.len(), 50, "{credits} credits");
+        let fragments = 50 * 100_000 / 1000;
+        let taken = pair.ends[1].received.len() - before;
+        assert!(
+            taken <= fragments / 8 + STALL_RESERVE as usize,
+            "{credits} credits: {taken}"
+        );
+    }
+}

@@ -6,6 +6,7 @@ use super::Bed;
 use super::ends::{CLIENT, Ends, SERVER, SIBLING, SLOT, Setup, at, filled, pattern, say, slab};
 use crate::rdma::{
     Close, CompletionStatus, Event, LossReason, Operation, Pieces, PostError, RemoteAccess,
+    RemoteAddress,
 };
 
 /// Whoever aborts, and whoever is left, gets every receive and every request back.
@@ -122,6 +123,78 @@ pub(super) fn closing_twice_is_closing_once(bed: &mut dyn Bed) {
         ends.close(&link.server, Close::Abort);
         ends.linger();
         ends.no_leak(&link);
+    }
+}
+
+/// Who has closed a connection hears of no other reason, whatever happened before it was told, or happens meanwhile.
+pub(super) fn who_closes_is_the_reason(bed: &mut dyn Bed) {
+    let ends = &mut Ends::new(bed);
+    let setup = Setup::default();
+    let (listener, address) = ends.listen();
+    let all = [CLIENT, SERVER, SIBLING];
+    for how in [
+        Close::Abort,
+        Close::Drain(ends.bed.now() + ends.bed.patience()),
+    ] {
+        // The peer has gone.
+        let link = ends.link_to(listener, address, &setup);
+        ends.only(&[SERVER, SIBLING]);
+        ends.close(&link.server, Close::Abort);
+        ends.loss(&link.server);
+        ends.linger();
+        ends.close(&link.client, how);
+        ends.only(&all);
+        assert_eq!(ends.loss(&link.client), LossReason::Local);
+        ends.no_leak(&link);
+        // The peer has not gone in order, and goes while we wait for it.
+        let link = ends.link_to(listener, address, &setup);
+        ends.close(&link.client, how);
+        ends.close(&link.server, Close::Abort);
+        assert_eq!(ends.loss(&link.client), LossReason::Local);
+        assert_eq!(ends.loss(&link.server), LossReason::Local);
+        ends.no_leak(&link);
+        // A request has failed.
+        let link = ends.link_to(listener, address, &setup);
+        ends.only(&[SERVER, SIBLING]);
+        let from = Pieces::one(filled(&link.client.slab, b"intruder"));
+        let to = RemoteAddress {
+            address: 4096,
+            key: 0x1357_9b00,
+        };
+        ends.post(&link.client, [Operation::Write { from, to }]);
+        ends.linger();
+        ends.close(&link.client, how);
+        ends.only(&all);
+        assert_eq!(ends.loss(&link.client), LossReason::Local);
+        ends.close(&link.server, Close::Abort);
+        ends.loss(&link.server);
+        ends.no_leak(&link);
+        // The peer has given up connecting.
+        let conn = ends.resolve(address);
+        let client = ends.prepare(CLIENT, conn, &setup);
+        ends.connect(&client, &setup.client);
+        let incoming = ends.incoming(listener);
+        ends.only(&[CLIENT]);
+        ends.close(&client, Close::Abort);
+        assert_eq!(ends.loss(&client), LossReason::Local);
+        ends.linger();
+        let now = ends.bed.now();
+        if let Ok(conn) = ends.provider(SERVER).adopt(incoming, now) {
+            // It may be found now that the peer has gone, or later.
+            let server = ends.try_prepare(SERVER, conn, &setup);
+            let _ = ends.provider(SERVER).accept(conn, &setup.server, now);
+            ends.provider(SERVER).close(conn, how, now);
+            ends.only(&all);
+            match server {
+                Ok(server) => {
+                    assert_eq!(ends.loss(&server), LossReason::Local);
+                    assert_eq!(server.slab.free(), server.slab.count());
+                }
+                Err(_) => assert_eq!(ends.loss_of(SERVER, conn), LossReason::Local),
+            }
+        }
+        ends.only(&all);
+        assert_eq!(client.slab.free(), client.slab.count());
     }
 }
 

@@ -216,6 +216,30 @@ pub(super) fn every_step_can_be_closed(bed: &mut dyn Bed) {
     }
 }
 
+/// A queue pair whose connection ends while it is made goes back to the device, and a new one can be made.
+pub(super) fn a_queue_pair_made_too_late_is_given_back(bed: &mut dyn Bed) {
+    let ends = &mut Ends::new(bed);
+    let setup = Setup::default();
+    let (listener, address) = ends.listen();
+    let conn = ends.resolve(address);
+    let begun = ends.provider(CLIENT).begin_qp(conn, &setup.qp).unwrap();
+    let now = ends.bed.now();
+    ends.provider(CLIENT).close(conn, Close::Abort, now);
+    assert_eq!(ends.loss_of(CLIENT, conn), LossReason::Local);
+    // Where nothing blocks there is no such moment.
+    if let Some(work) = begun {
+        let made = work.run().unwrap();
+        let late = ends.provider(CLIENT).finish_qp(conn, made);
+        assert_eq!(late, Err(RdmaError::Closed));
+    }
+    let conn = ends.resolve(address);
+    let client = ends.prepare(CLIENT, conn, &setup);
+    ends.connect(&client, &setup.client);
+    drop(ends.incoming(listener));
+    ends.loss(&client);
+    assert_eq!(client.slab.free(), client.slab.count());
+}
+
 /// An id whose connection is gone means nothing, also when its place is used again.
 pub(super) fn ids_that_are_gone_do_nothing(bed: &mut dyn Bed) {
     let ends = &mut Ends::new(bed);
@@ -242,7 +266,7 @@ pub(super) fn ids_that_are_gone_do_nothing(bed: &mut dyn Bed) {
         let access = RemoteAccess::Read;
         assert!(
             provider
-                .open_window(old.conn, memory, access, None)
+                .open_window(old.conn, memory, access, &mut None)
                 .is_err()
         );
         let window = WindowId {

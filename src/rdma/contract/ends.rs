@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use super::Bed;
 use crate::rdma::{
-    Capabilities, Close, CompletionStatus, ConnId, ConnectParams, Domain, Event, Exposure,
-    Incoming, IoBuf, IoPin, ListenOptions, ListenerId, LossReason, Operation, Pieces, PostError,
-    Provider, QpOptions, RdmaError, RemoteAccess, RemoteAddress, ResolveOptions, SendRequest, Slab,
+    Capabilities, Close, CompletionStatus, ConnId, ConnectParams, Domain, Event, Incoming, IoBuf,
+    IoPin, ListenOptions, ListenerId, LossReason, Operation, Pieces, PostError, Provider,
+    QpOptions, RdmaError, RemoteAccess, RemoteAddress, ResolveOptions, SendRequest, Slab,
     SlabOptions, Window,
 };
 
@@ -265,13 +265,26 @@ impl<'b> Ends<'b> {
 
     /// Domain, memory, queue pair and receives of a resolved or adopted connection.
     pub(super) fn prepare(&mut self, side: usize, conn: ConnId, setup: &Setup) -> Tip {
-        let domain = self.provider(side).domain(conn).unwrap();
+        self.try_prepare(side, conn, setup).unwrap()
+    }
+
+    /// The same where it may be found that the peer has gone.
+    pub(super) fn try_prepare(
+        &mut self,
+        side: usize,
+        conn: ConnId,
+        setup: &Setup,
+    ) -> Result<Tip, RdmaError> {
+        let domain = self.provider(side).domain(conn)?;
         let options = SlabOptions::default();
-        let slab = Slab::new(&domain, SLOT, setup.slots, options).unwrap();
-        self.provider(side).create_qp(conn, &setup.qp).unwrap();
+        let slab = Slab::new(&domain, SLOT, setup.slots, options)?;
+        let provider = self.provider(side);
+        if let Some(work) = provider.begin_qp(conn, &setup.qp)? {
+            provider.finish_qp(conn, work.run()?)?;
+        }
         let tip = Tip { side, conn, slab };
         self.receives(&tip, setup.receives);
-        tip
+        Ok(tip)
     }
 
     pub(super) fn connect(&mut self, tip: &Tip, params: &ConnectParams) {
@@ -504,10 +517,10 @@ impl<'b> Ends<'b> {
         memory: IoPin,
         access: RemoteAccess,
     ) -> Result<Window, RdmaError> {
-        let registered = self.capabilities(tip).exposure == Exposure::Registration;
-        let registration = registered.then(|| memory.register(access).unwrap());
+        let exposure = self.capabilities(tip).exposure;
+        let mut prepared = memory.prepare(exposure, access).unwrap();
         let provider = self.bed.provider(tip.side);
-        provider.open_window(tip.conn, memory, access, registration)
+        provider.open_window(tip.conn, memory, access, &mut prepared)
     }
 }
 

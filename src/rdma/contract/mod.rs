@@ -37,6 +37,7 @@ macro_rules! with_promises {
             connecting::a_sibling_may_adopt,
             connecting::an_unanswered_connect_times_out,
             connecting::every_step_can_be_closed,
+            connecting::a_queue_pair_made_too_late_is_given_back,
             connecting::ids_that_are_gone_do_nothing,
             connecting::fifty_connections_live_side_by_side,
             messages::every_size_arrives,
@@ -65,6 +66,7 @@ macro_rules! with_promises {
             closing::a_drain_ends_at_its_deadline,
             closing::both_may_drain_at_once,
             closing::closing_twice_is_closing_once,
+            closing::who_closes_is_the_reason,
             closing::one_end_does_not_touch_another,
             closing::a_dropped_provider_is_noticed,
         }

@@ -26,6 +26,7 @@ fn devices() -> [DeviceOptions; 6] {
     slow.quirks.established_delay = std::time::Duration::from_millis(3);
     slow.quirks.flush_delay = std::time::Duration::from_millis(3);
     slow.quirks.lazy_unsignalled = false;
+    slow.quirks.creation_blocks = true;
     [
         DeviceOptions::roce(),
         DeviceOptions::iwarp(),

@@ -79,15 +79,15 @@ impl Batch {
     }
 
     /// Whether the FPDU of a ULPDU of `len` bytes, added now, would have a TCP segment boundary
-    /// inside its CRC field. Linux siw takes such an FPDU for damaged. At the start of a batch it
-    /// never has.
+    /// inside its padding and CRC field, or between them. Linux siw takes such an FPDU for damaged.
+    /// At the start of a batch it never has.
     pub(super) fn splits_crc(&self, framing: &Framing, len: usize) -> bool {
         if !framing.crc || framing.segment_size == 0 || self.begun == 0 {
             return false;
         }
         let end = self.begun + frame_len(len);
         let boundary = (end - 1) / framing.segment_size * framing.segment_size;
-        boundary > end - CRC_LEN
+        boundary > end - CRC_LEN - padding(len)
     }
 
     /// Adds the FPDU of one segment. Returns its length in the stream.
@@ -258,5 +258,49 @@ impl Batch {
         self.parts.clear();
         self.len = 0;
         self.begun = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::rdma::iwarp::ddp::{Address, TAGGED_LEN};
+    use crate::rdma::iwarp::fpdu::{MIN_MULPDU, mulpdu};
+    use crate::rdma::iwarp::rdmap::Opcode;
+
+    const WRITE: Segment = Segment {
+        opcode: Opcode::Write,
+        last: true,
+        address: Address::Tagged { tag: 1, offset: 0 },
+    };
+
+    proptest! {
+        /// Linux siw takes an FPDU for damaged of which a TCP segment ends between the first and the
+        /// last byte of padding and CRC.
+        #[test]
+        fn no_segment_ends_within_padding_or_crc(
+            segment_size in prop_oneof![Just(536_usize), Just(1448), Just(1460), 200..3000_usize],
+            lens in prop::collection::vec(0..3000_usize, 1..60),
+        ) {
+            let mut framing = Framing { crc: true, markers: None, segment_size };
+            let most = mulpdu(segment_size, false).max(MIN_MULPDU);
+            let mut batch = Batch::default();
+            for len in lens {
+                let ulpdu = (TAGGED_LEN + len).min(most);
+                if batch.splits_crc(&framing, ulpdu) {
+                    batch.clear();
+                }
+                let payload = vec![0; ulpdu - TAGGED_LEN];
+                batch.push(&mut framing, &WRITE, &Payload::Bytes(&payload));
+                let end = batch.begun;
+                let inside = (end - CRC_LEN - padding(ulpdu) + 1)..end;
+                prop_assert!(
+                    inside.clone().all(|at| !at.is_multiple_of(segment_size)),
+                    "{inside:?} of segments of {segment_size}"
+                );
+            }
+        }
     }
 }

@@ -14,8 +14,10 @@ pub struct IwarpConfig {
     /// Ask the peer for markers in what it sends. Slow, and refused by most peers; for tests of
     /// theirs.
     pub markers: bool,
-    /// Highest MPA revision: 2 (RFC 6581, negotiates the depths of RDMA reads), or 1 for peers that
-    /// know only that.
+    /// Highest MPA revision: 2 (RFC 6581, negotiates the depths of RDMA reads) or 1. A peer that
+    /// knows only revision 1 is answered with that, and as initiator asked once more with it, on a
+    /// new TCP connection, where it closes on revision 2 or answers it without the depths; not with
+    /// `peer_to_peer`, which revision 1 has not.
     pub revision: u8,
     /// As initiator, use the peer-to-peer model of RFC 6581, in which the responder may send first.
     pub peer_to_peer: bool,

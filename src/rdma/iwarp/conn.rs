@@ -13,7 +13,7 @@ use super::stream::{QueuePair, Shared, Stream};
 use super::sys::{Readiness, Socket};
 use crate::rdma::{
     Close, ConnId, ConnectParams, Event, LossReason, PeerInfo, RdmaError, RdmaOperation,
-    ResolveOptions,
+    ResolveOptions, after,
 };
 
 /// A connection in any state.
@@ -26,6 +26,8 @@ pub(super) struct Conn {
     pub(super) queued: bool,
     /// The earliest timer that is set for it.
     pub(super) timer: Option<Instant>,
+    /// We have closed it: that is the reason, whatever happens until it is gone.
+    closed: bool,
     stage: Stage,
 }
 
@@ -42,6 +44,7 @@ enum Stage {
 #[derive(Debug)]
 struct Connecting {
     socket: Socket,
+    options: ResolveOptions,
     local: Local,
     private_data: Vec<u8>,
     /// `Some` once the Request is sent.
@@ -75,6 +78,7 @@ impl Conn {
             qp: None,
             queued: false,
             timer: None,
+            closed: false,
             stage,
         }
     }
@@ -107,14 +111,15 @@ impl Conn {
             return Err(RdmaError::State(operation));
         }
         check_private_data(operation, params)?;
-        let socket = Socket::connect(self.peer.remote, options.local, options.type_of_service)
-            .map_err(|error| RdmaError::os(operation, &error))?;
+        let socket =
+            dial(self.peer.remote, options).map_err(|error| RdmaError::os(operation, &error))?;
         self.stage = Stage::Connecting(Connecting {
             socket,
+            options: options.clone(),
             local: local(params, config),
             private_data: params.private_data.clone(),
             reply: None,
-            deadline: now + params.timeout,
+            deadline: after(now, params.timeout),
             writable: false,
             hangup: false,
         });
@@ -197,15 +202,17 @@ impl Conn {
         }
     }
 
-    /// Moves what can be moved. Returns why the connection is gone, when it is.
+    /// Moves what can be moved. Returns why the connection is gone, when it is. `watch` begins to
+    /// watch a socket.
     pub(super) fn turn(
         &mut self,
         config: &IwarpConfig,
         shared: &mut Shared,
         now: Instant,
+        watch: impl FnOnce(&Socket) -> io::Result<()>,
     ) -> Option<LossReason> {
         if let Stage::Connecting(_) = self.stage
-            && let Err(error) = self.advance_handshake(config, shared, now)
+            && let Err(error) = self.advance_handshake(config, shared, now, watch)
         {
             return Some(error.into());
         }
@@ -225,6 +232,7 @@ impl Conn {
 
     /// Ends the connection. Returns the reason if it is gone with that.
     pub(super) fn close(&mut self, how: Close, now: Instant) -> Option<LossReason> {
+        self.closed = true;
         match (&mut self.stage, how) {
             (Stage::Open(stream), Close::Drain(deadline)) if deadline > now => {
                 stream.drain(deadline);
@@ -237,6 +245,12 @@ impl Conn {
     /// Reports everything that is posted and why it ended.
     pub(super) fn finish(mut self, reason: LossReason, events: &mut VecDeque<Event>) {
         let conn = self.id;
+        let reason = if self.closed {
+            LossReason::Local
+        } else {
+            reason
+        };
+        tracing::debug!(?conn, peer = %self.peer.remote, %reason, "disconnected");
         // Parts of batches that are not written go before the requests they belong to.
         self.stage = Stage::Gone;
         if let Some(mut qp) = self.qp.take() {
@@ -250,34 +264,57 @@ impl Conn {
         config: &IwarpConfig,
         shared: &mut Shared,
         now: Instant,
+        watch: impl FnOnce(&Socket) -> io::Result<()>,
     ) -> Result<(), RdmaError> {
         let operation = RdmaOperation::Connect;
         let Stage::Connecting(connecting) = &mut self.stage else {
             return Ok(());
         };
-        if now >= connecting.deadline {
-            return Err(RdmaError::Timeout(operation));
-        }
+        // Looked at only where nothing can be done: a process that was suspended finds the peer's
+        // answer first.
+        let wait = if now < connecting.deadline {
+            Ok(())
+        } else {
+            Err(RdmaError::Timeout(operation))
+        };
         let reply = match &mut connecting.reply {
             Some(reply) => reply,
             None => {
                 if !connecting.writable {
-                    return Ok(());
+                    return wait;
                 }
                 let failed = |error| RdmaError::os(operation, &error);
                 connecting.socket.take_error().map_err(failed)?;
                 self.peer.local = connecting.socket.local().map_err(failed)?;
                 // Right behind the TCP handshake: a connection without it can end Linux siw's
                 // listener.
-                let data = std::mem::take(&mut connecting.private_data);
-                let request = mpa::request(&connecting.local, data);
+                let request = mpa::request(&connecting.local, connecting.private_data.clone());
                 handshake::write(&connecting.socket, &request).map_err(failed)?;
                 connecting.reply.insert(Incomplete::new(Kind::Reply))
             }
         };
-        let frame = match reply.read(&connecting.socket) {
-            Ok(None) => return Ok(()),
-            Ok(Some(frame)) => frame,
+        let answer = match reply.read(&connecting.socket) {
+            Ok(None) => return wait,
+            Ok(Some(frame)) => Ok(frame),
+            Err(error) => Err(error),
+        };
+        let plainly = match &answer {
+            Ok(frame) => mpa::wants_revision_1(&connecting.local, Some(frame)),
+            // Revision 1 has it that a responder closes on a revision that it does not know.
+            Err(HandshakeError::Closed | HandshakeError::Lost) => {
+                reply.is_empty() && mpa::wants_revision_1(&connecting.local, None)
+            }
+            Err(HandshakeError::Invalid(_)) => false,
+        };
+        if plainly {
+            match connecting.ask_plainly(self.peer.remote, watch) {
+                Ok(()) => return Ok(()),
+                // What came of the first attempt is the reason.
+                Err(error) => tracing::debug!(peer = %self.peer.remote, %error, "no second try"),
+            }
+        }
+        let frame = match answer {
+            Ok(frame) => frame,
             // A listener without RDMA closes as soon as it sees the request.
             Err(HandshakeError::Closed) => return Err(RdmaError::Refused),
             Err(HandshakeError::Lost) => return Err(RdmaError::ConnectionLost),
@@ -335,6 +372,30 @@ impl Conn {
         self.stage = Stage::Open(Box::new(stream));
         Ok(())
     }
+}
+
+impl Connecting {
+    /// Begins again with MPA revision 1, on a new TCP connection and within the same deadline: the
+    /// peer takes us for what RFC 5044 knows (RFC 6581 leaves that to the initiator).
+    fn ask_plainly(
+        &mut self,
+        to: SocketAddr,
+        watch: impl FnOnce(&Socket) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let socket = dial(to, &self.options)?;
+        watch(&socket)?;
+        tracing::debug!(peer = %to, "not a peer of MPA revision 2: once more with revision 1");
+        self.socket = socket;
+        self.local.revision = 1;
+        self.reply = None;
+        self.writable = false;
+        self.hangup = false;
+        Ok(())
+    }
+}
+
+fn dial(to: SocketAddr, options: &ResolveOptions) -> io::Result<Socket> {
+    Socket::connect(to, options.local, options.type_of_service)
 }
 
 fn check_private_data(operation: RdmaOperation, params: &ConnectParams) -> Result<(), RdmaError> {

@@ -31,6 +31,11 @@ impl Incomplete {
         }
     }
 
+    /// Whether not a byte of it has come.
+    pub(super) fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
     /// Reads what is there. `Ok(None)`: more has to come.
     pub(super) fn read(&mut self, socket: &Socket) -> Result<Option<Frame>, HandshakeError> {
         loop {

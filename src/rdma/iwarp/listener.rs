@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::handshake::Incomplete;
 use super::mpa::Kind;
 use super::sys::Socket;
-use crate::rdma::{ListenOptions, ListenerId};
+use crate::rdma::{ListenOptions, ListenerId, after};
 
 /// Connections accepted before others have their turn.
 const ACCEPTS_PER_TURN: usize = 64;
@@ -107,6 +107,10 @@ impl Listener {
                 },
             };
             self.resting_reported = false;
+            if !self.options.filter.admits(peer.ip()) {
+                tracing::debug!(%peer, "refused by the listener's filter");
+                continue;
+            }
             let of_peer = self
                 .half_open_per_peer
                 .entry(peer.ip().to_canonical())
@@ -122,7 +126,7 @@ impl Listener {
                 socket,
                 peer,
                 request: Incomplete::new(Kind::Request),
-                deadline: now + request_timeout,
+                deadline: after(now, request_timeout),
                 queued: false,
             });
         }

@@ -287,11 +287,19 @@ pub(super) fn accept(local: &Local, request: &Frame, private_data: Vec<u8>) -> (
             settings.ord = settings.ord.min(theirs.ird);
             settings.ord
         };
-        // Serve what the initiator asks for, as far as we do; it lowers its ORD to the rest.
+        if theirs.peer_to_peer {
+            // E04: at least one way to be ready. Where the initiator offered none it must end the
+            // set-up.
+            settings.rtr = choose_rtr(&theirs).unwrap_or(Rtr::Write);
+        }
+        // Serve what the initiator asks for, as far as we do; it lowers its ORD to the rest. The
+        // read by which it may say that it is ready is served in any case.
+        let least = u16::from(settings.rtr == Rtr::Read);
         let ird = if theirs.ord == NOT_NEGOTIATED {
+            settings.ird = settings.ird.max(least);
             NOT_NEGOTIATED
         } else {
-            settings.ird = settings.ird.min(theirs.ord);
+            settings.ird = settings.ird.min(theirs.ord).max(least);
             settings.ird
         };
         let mut word = Enhanced {
@@ -300,10 +308,7 @@ pub(super) fn accept(local: &Local, request: &Frame, private_data: Vec<u8>) -> (
             ..Enhanced::default()
         };
         if theirs.peer_to_peer {
-            // E04: at least one way to be ready. Where the initiator offered none it must end the
-            // set-up.
             word.peer_to_peer = true;
-            settings.rtr = choose_rtr(&theirs).unwrap_or(Rtr::Write);
             word.rtr_write = settings.rtr == Rtr::Write;
             word.rtr_read = settings.rtr == Rtr::Read;
             word.rtr_send = settings.rtr == Rtr::Fpdu;
@@ -346,6 +351,14 @@ pub(super) fn acceptable(revision: u8, request: &Frame) -> Result<(), MpaError> 
         return Err(MpaError::Revision(request.revision));
     }
     Ok(())
+}
+
+/// Whether an initiator that asked as `local` says, and was answered by `reply` or by the end of the
+/// TCP connection (`None`), has to do with a host that knows revision 1 only (E01). A refusal counts
+/// as well: such a host takes the enhanced word for private data that its application does not know.
+/// Where the peer-to-peer model was asked for, which revision 1 has not, there is no going back.
+pub(super) fn wants_revision_1(local: &Local, reply: Option<&Frame>) -> bool {
+    local.revision >= 2 && !local.peer_to_peer && reply.is_none_or(|reply| reply.enhanced.is_none())
 }
 
 /// What the initiator concludes from an accepting Reply.

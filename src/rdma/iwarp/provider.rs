@@ -46,6 +46,8 @@ pub struct IwarpProvider {
     timers: BinaryHeap<Reverse<(Instant, Token)>>,
     /// What one call of epoll said.
     readiness: Vec<Readiness>,
+    /// Whether the last poll asked epoll.
+    looked: bool,
     shared: Shared,
 }
 
@@ -67,6 +69,7 @@ impl IwarpProvider {
             work: VecDeque::new(),
             timers: BinaryHeap::new(),
             readiness: Vec::new(),
+            looked: false,
             shared: Shared {
                 scratch: vec![0; SCRATCH],
                 spare: Vec::new(),
@@ -160,7 +163,9 @@ impl IwarpProvider {
             return;
         };
         conn.queued = false;
-        match conn.turn(&self.config, &mut self.shared, now) {
+        let epoll = &self.epoll;
+        let watch = |socket: &Socket| epoll.add(socket, Token::Conn(index, generation).to_bits());
+        match conn.turn(&self.config, &mut self.shared, now, watch) {
             Some(reason) => self.finish(ConnId { index, generation }, reason),
             None => self.after_turn(index, generation),
         }
@@ -185,7 +190,6 @@ impl IwarpProvider {
 
     fn finish(&mut self, id: ConnId, reason: LossReason) {
         if let Some(conn) = self.conns.remove(id.index, id.generation) {
-            tracing::debug!(conn = ?id, peer = %conn.peer.remote, %reason, "disconnected");
             conn.finish(reason, &mut self.shared.events);
         }
     }
@@ -308,10 +312,16 @@ impl Provider for IwarpProvider {
     ) -> Result<ListenerId, RdmaError> {
         let failed = |error: io::Error| match error.raw_os_error() {
             Some(libc::EADDRINUSE) => RdmaError::AddressInUse(address),
-            Some(libc::EADDRNOTAVAIL) => RdmaError::NoDevice(address),
-            Some(libc::EACCES) => RdmaError::Permission(format!("port {}", address.port())),
+            Some(libc::EADDRNOTAVAIL) => RdmaError::NotLocal(address),
+            Some(libc::EACCES) => RdmaError::PrivilegedPort(address),
             _ => RdmaError::os(RdmaOperation::Listen, &error),
         };
+        if let Some(wanted) = &options.device
+            && wanted != DEVICE
+        {
+            let wanted = wanted.clone();
+            return Err(RdmaError::WrongDevice { address, wanted });
+        }
         let socket =
             Socket::listen(address, options.backlog, options.type_of_service).map_err(failed)?;
         let address = socket.local().map_err(failed)?;
@@ -527,7 +537,7 @@ impl Provider for IwarpProvider {
         conn: ConnId,
         memory: IoPin,
         access: RemoteAccess,
-        _registration: Option<Registration>,
+        _prepared: &mut Option<Registration>,
     ) -> Result<Window, RdmaError> {
         let operation = RdmaOperation::Bind;
         let conn = self.conn_mut(conn).ok_or(RdmaError::Closed)?;
@@ -552,11 +562,25 @@ impl Provider for IwarpProvider {
         })
     }
 
-    fn close_window(&mut self, conn: ConnId, window: WindowId) -> Option<IoPin> {
-        self.conn_mut(conn)?.qp.as_mut()?.tags.close(window)
+    fn retire_window(
+        &mut self,
+        conn: ConnId,
+        window: WindowId,
+    ) -> Option<(IoPin, Option<Registration>)> {
+        let memory = self.conn_mut(conn)?.qp.as_mut()?.tags.close(window)?;
+        Some((memory, None))
     }
 
     fn poll(&mut self, now: Instant, out: &mut VecDeque<Event>, budget: usize) -> bool {
+        // What posting has completed is handed out without a system call, but not twice in a row:
+        // sockets must not wait for somebody who posts all the time. The answer is that there may be
+        // more, since nobody has looked.
+        if self.looked && !self.shared.events.is_empty() {
+            self.looked = false;
+            self.drain_events(out, budget);
+            return true;
+        }
+        self.looked = true;
         if let Err(error) = self.look() {
             // Cannot happen to a descriptor that is ours; connections still end by their timers.
             tracing::error!(%error, "epoll");
@@ -596,7 +620,7 @@ impl Provider for IwarpProvider {
     fn close(&mut self, conn: ConnId, how: Close, now: Instant) {
         let ConnId { index, generation } = conn;
         let Some(found) = self.conns.find_mut(index, generation) else {
-            return;
+            return LossReason::claim(&mut self.shared.events, conn);
         };
         match found.close(how, now) {
             Some(reason) => self.finish(conn, reason),

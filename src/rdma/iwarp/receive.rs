@@ -323,13 +323,13 @@ impl Receiver {
         usize::from(u16::from_be_bytes([self.head[0], self.head[1]]))
     }
 
-    /// Bytes of length field and DDP header, as far as it can be known.
+    /// Bytes of length field and DDP header, as far as they can be known and there is room for them.
     fn head_need(&self) -> usize {
         match self.head_len {
             0 | 1 => LENGTH_LEN,
             2 if self.ulpdu_len() == 0 => LENGTH_LEN,
             2 => LENGTH_LEN + 1,
-            _ => LENGTH_LEN + Segment::header_len(self.head[LENGTH_LEN]),
+            _ => LENGTH_LEN + Segment::header_len(self.head[LENGTH_LEN]).min(self.ulpdu_len()),
         }
     }
 
@@ -339,7 +339,10 @@ impl Receiver {
 
     fn begin_segment(&mut self, tags: &Tags) -> Result<(), Violation> {
         let len = self.ulpdu_len();
-        let head_len = self.head_len - LENGTH_LEN;
+        let head_len = match len {
+            0 => 0,
+            _ => Segment::header_len(self.head[LENGTH_LEN]),
+        };
         self.sum = Crc::default();
         if self.crc {
             self.sum.update(&self.head[..self.head_len]);

@@ -13,7 +13,7 @@ use super::sys::Socket;
 use super::tags::Tags;
 use super::transmit::Transmitter;
 use crate::rdma::{
-    CompletionStatus, ConnId, Event, LossReason, QpOptions, RdmaError, RdmaOperation,
+    CompletionStatus, ConnId, Event, LossReason, QpOptions, RdmaError, RdmaOperation, after,
 };
 
 /// Payload from this many bytes on is read into its place instead of through the scratch buffer.
@@ -558,7 +558,7 @@ impl Stream {
         };
         let Some(at) = nudge.at else {
             if qp.transmitter.written() > 0 {
-                nudge.at = Some(now + nudge.wait);
+                nudge.at = Some(after(now, nudge.wait));
             }
             return;
         };
@@ -568,8 +568,8 @@ impl Stream {
         let mut batch = shared.batch();
         qp.transmitter.frame_nudge(&mut batch);
         self.pending = Some(batch);
-        nudge.wait *= 2;
-        nudge.at = Some(now + nudge.wait);
+        nudge.wait = nudge.wait.saturating_mul(2);
+        nudge.at = Some(after(now, nudge.wait));
         nudge.left -= 1;
         if nudge.left == 0 {
             self.nudge = None;

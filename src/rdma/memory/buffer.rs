@@ -12,7 +12,7 @@ use bytes::Bytes;
 
 use super::slab::SlotRef;
 use super::{Access, Domain, Registration, RemoteAccess};
-use crate::rdma::RdmaError;
+use crate::rdma::{Exposure, RdmaError};
 
 /// Registered memory that one holder owns and may change. Goes back to its pool when dropped.
 pub struct IoBuf {
@@ -132,9 +132,9 @@ impl IoBytes {
     /// The only holder gets the buffer back, to change it; its view is the whole slot from the first byte.
     ///
     /// # Errors
-    /// Others hold it too: it comes back unchanged.
+    /// Others hold it too, or it is [`ReadOnlyMemory`](super::ReadOnlyMemory): it comes back unchanged.
     pub fn try_into_buf(self) -> Result<IoBuf, Self> {
-        if self.slot.is_unique() {
+        if self.slot.is_unique() && self.slot.is_writable() {
             let mut buf = IoBuf::new(self.slot);
             buf.len = self.start + self.len;
             Ok(buf)
@@ -274,6 +274,22 @@ impl IoPin {
         // is outside of Rust's memory model, as it is for all registered memory.
         unsafe {
             std::slice::from_raw_parts(self.address().as_ptr().add(offset).cast::<AtomicU8>(), len)
+        }
+    }
+
+    /// Makes what exposing this memory needs besides it on a device with this kind of exposure. May block.
+    ///
+    /// # Errors
+    /// The device refuses.
+    pub fn prepare(
+        &self,
+        exposure: Exposure,
+        access: RemoteAccess,
+    ) -> Result<Option<Registration>, RdmaError> {
+        match exposure {
+            Exposure::Registration => self.register(access).map(Some),
+            Exposure::Window => self.domain().prepare_window(self),
+            Exposure::SoftwareWindow => Ok(None),
         }
     }
 

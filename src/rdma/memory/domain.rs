@@ -6,6 +6,7 @@ use std::fmt;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+use super::IoPin;
 use crate::rdma::RdmaError;
 
 /// A registration domain (for verbs: a protection domain). Memory registered in one domain can be used by the
@@ -24,14 +25,30 @@ pub trait Domain: Send + Sync + fmt::Debug {
         len: usize,
         access: Access,
     ) -> Result<Registration, RdmaError>;
+
+    /// What a window over `memory` needs besides, where making that may block: the window itself. `None`: nothing.
+    ///
+    /// # Errors
+    /// As for [`Domain::register`].
+    fn prepare_window(&self, memory: &IoPin) -> Result<Option<Registration>, RdmaError> {
+        let _ = memory;
+        Ok(None)
+    }
+
+    /// Whether [`Domain::register`] may block.
+    fn may_block(&self) -> bool {
+        true
+    }
 }
 
 /// What a registration allows besides reading by the local device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Access {
-    /// The local device may write: receives, and sinks of RDMA reads.
+    /// The local device may write: receives.
     pub local_write: bool,
+    /// RDMA reads of the local device may go into it. On iWARP this carries the peer's right to write.
+    pub read_sink: bool,
     /// The peer may read.
     pub remote_read: bool,
     /// The peer may write.
@@ -41,19 +58,37 @@ pub struct Access {
 }
 
 impl Access {
-    /// Memory for messages and for local ends of RDMA operations, to which windows may be bound.
+    /// Memory for messages and for windows, and for what is written by RDMA.
     pub const LOCAL: Self = Self {
         local_write: true,
+        read_sink: false,
         remote_read: false,
         remote_write: false,
         bind: true,
     };
 
+    /// Memory for local ends of RDMA operations of both directions, to which windows may be bound.
+    pub const DATA: Self = Self {
+        read_sink: true,
+        ..Self::LOCAL
+    };
+
+    /// Memory that nobody writes to, for messages and for what is written by RDMA.
+    pub const READ_ONLY: Self = Self {
+        local_write: false,
+        read_sink: false,
+        remote_read: false,
+        remote_write: false,
+        // It would ask for memory that can be written to.
+        bind: false,
+    };
+
     /// Memory that the peer may use in the given way through the registration's own key.
     pub const fn remote(access: RemoteAccess) -> Self {
         Self {
-            // Only what the direction needs: on iWARP the right to write locally may carry the remote one.
+            // Only what the direction needs: no more is checked by every device than what is not given.
             local_write: matches!(access, RemoteAccess::Write),
+            read_sink: false,
             remote_read: matches!(access, RemoteAccess::Read),
             remote_write: matches!(access, RemoteAccess::Write),
             bind: false,
@@ -74,7 +109,7 @@ pub enum RemoteAccess {
 pub struct Registration {
     local_key: u32,
     remote_key: u32,
-    _guard: Option<Box<dyn Any + Send + Sync>>,
+    guard: Option<Box<dyn Any + Send + Sync>>,
 }
 
 impl Registration {
@@ -83,8 +118,13 @@ impl Registration {
         Self {
             local_key,
             remote_key,
-            _guard: guard,
+            guard,
         }
+    }
+
+    /// What undoes it, for the provider that has made it.
+    pub fn into_guard(self) -> Option<Box<dyn Any + Send + Sync>> {
+        self.guard
     }
 
     /// The key that local requests carry.
@@ -127,5 +167,9 @@ impl Domain for PlainDomain {
         _access: Access,
     ) -> Result<Registration, RdmaError> {
         Ok(Registration::new(0, 0, None))
+    }
+
+    fn may_block(&self) -> bool {
+        false
     }
 }

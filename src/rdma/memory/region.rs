@@ -28,7 +28,12 @@ impl Region {
     /// Maps `len` bytes (rounded up to pages) of zeroed memory.
     pub(crate) fn map(len: usize, huge_pages: bool) -> Result<Self, RdmaError> {
         let page = if huge_pages { 2 << 20 } else { 4096 };
-        let len = len.max(1).next_multiple_of(page);
+        let len = len.max(1).checked_next_multiple_of(page);
+        // More than there are addresses: the system would say the same.
+        let len = len.ok_or(RdmaError::Os {
+            operation: RdmaOperation::AllocateMemory,
+            errno: libc::ENOMEM,
+        })?;
         let base = if huge_pages {
             map_pages(len, libc::MAP_HUGETLB).or_else(|_| {
                 // No reserved huge pages: ordinary pages, with the wish for transparent ones.

@@ -1,22 +1,36 @@
 //! Slabs: one registered region cut into slots of one size, with a reference count per slot.
 #![allow(unsafe_code)]
 
-use std::any::Any;
 use std::fmt;
+use std::mem::ManuallyDrop;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
 use super::free_list::FreeList;
 use super::sync::{AtomicU32, Ordering, fence};
-use super::{Access, Domain, IoBuf, Region, Registration};
-use crate::rdma::RdmaError;
+use super::{Access, Charge, Domain, IoBuf, MemoryBudget, Region, Registration};
+use crate::rdma::{RdmaError, RdmaOperation, put_off};
 
 /// How a slab's memory is made.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct SlabOptions {
     /// Use huge pages where the system has them reserved, else ask for transparent ones.
     pub huge_pages: bool,
+    /// Whether RDMA reads may go into it (default: yes). On iWARP devices the peer may then write to it, too.
+    pub read_sinks: bool,
+    /// What it is counted in, and limited by.
+    pub budget: Option<MemoryBudget>,
+}
+
+impl Default for SlabOptions {
+    fn default() -> Self {
+        Self {
+            huge_pages: false,
+            read_sinks: true,
+            budget: None,
+        }
+    }
 }
 
 /// Registered memory cut into slots of one size. Cloning is cheap and shares the memory, which is taken back when
@@ -28,66 +42,85 @@ pub struct Slab {
 
 /// What the slab and all its slots hold together.
 pub(crate) struct Shared {
-    // Dropped in this order: the device forgets the memory before it is unmapped.
-    registration: Registration,
-    region: Region,
+    memory: ManuallyDrop<Memory>,
     domain: Arc<dyn Domain>,
     slot_size: usize,
     free: FreeList,
     counts: Box<[AtomicU32]>,
+    /// Whether the memory can be written to at all.
+    writable: bool,
+}
+
+/// What a device knows of. Giving it up may block, or run what its owner wants to be run then.
+struct Memory {
+    // Dropped in this order: the device forgets the memory before it is unmapped.
+    registration: Registration,
+    region: Region,
+    _charge: Option<Charge>,
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // SAFETY: taken once, here, and not used again.
+        put_off(unsafe { ManuallyDrop::take(&mut self.memory) });
+    }
 }
 
 impl Slab {
     /// Maps and registers memory for `count` slots of `slot_size` bytes (rounded up to a multiple of 64).
     ///
     /// # Errors
-    /// The system has no memory, or the device refuses to register it.
+    /// The system has no memory, the device refuses to register it, or the budget is used up.
     pub fn new(
         domain: &Arc<dyn Domain>,
         slot_size: usize,
         count: u32,
         options: SlabOptions,
     ) -> Result<Self, RdmaError> {
-        let slot_size = slot_size.max(1).next_multiple_of(64);
-        let region = Region::map(slot_size * count as usize, options.huge_pages)?;
-        Self::over(domain, region, slot_size, count)
+        let size = slot_size.max(1).checked_next_multiple_of(64);
+        let len = size.and_then(|size| size.checked_mul(count as usize));
+        let (Some(slot_size), Some(len)) = (size, len) else {
+            // More than there are addresses: the system would say the same.
+            return Err(RdmaError::Os {
+                operation: RdmaOperation::AllocateMemory,
+                errno: libc::ENOMEM,
+            });
+        };
+        let region = Region::map(len, options.huge_pages)?;
+        let access = if options.read_sinks {
+            Access::DATA
+        } else {
+            Access::LOCAL
+        };
+        let slots = (slot_size, count);
+        Self::over(domain, region, slots, access, options.budget.as_ref())
     }
 
-    /// Registers memory that the caller brings, as one slot.
-    ///
-    /// # Safety
-    /// `base..base + len` is valid for reads and writes, and read or written by nobody but through the slab's
-    /// buffers, until `owner` is dropped. The slab drops it when the last buffer and the last clone are gone.
-    ///
-    /// # Errors
-    /// The device refuses to register it.
-    pub unsafe fn from_owner(
-        domain: &Arc<dyn Domain>,
-        base: NonNull<u8>,
-        len: usize,
-        owner: Box<dyn Any + Send + Sync>,
-    ) -> Result<Self, RdmaError> {
-        // SAFETY: the caller's promise is the one that `Region::from_owner` asks for.
-        let region = unsafe { Region::from_owner(base, len, owner) };
-        Self::over(domain, region, len, 1)
-    }
-
-    fn over(
+    /// Registers a region as slots of a size and a number that it holds.
+    pub(super) fn over(
         domain: &Arc<dyn Domain>,
         region: Region,
-        slot_size: usize,
-        count: u32,
+        (slot_size, count): (usize, u32),
+        access: Access,
+        budget: Option<&MemoryBudget>,
     ) -> Result<Self, RdmaError> {
-        // SAFETY: `Shared` drops the registration before the region, which stays mapped until then.
-        let registration = unsafe { domain.register(region.base(), region.len(), Access::LOCAL) }?;
+        let charge = budget
+            .map(|budget| budget.charge(region.len()))
+            .transpose()?;
+        // SAFETY: `Memory` drops the registration before the region, which stays mapped until then.
+        let registration = unsafe { domain.register(region.base(), region.len(), access) }?;
         Ok(Self {
             shared: Arc::new(Shared {
-                registration,
-                region,
+                memory: ManuallyDrop::new(Memory {
+                    registration,
+                    region,
+                    _charge: charge,
+                }),
                 domain: domain.clone(),
                 slot_size,
                 free: FreeList::full(count),
                 counts: (0..count).map(|_| AtomicU32::new(0)).collect(),
+                writable: access.local_write,
             }),
         })
     }
@@ -139,7 +172,7 @@ impl SlotRef {
     pub(crate) fn base(&self) -> NonNull<u8> {
         let offset = self.slot as usize * self.shared.slot_size;
         // SAFETY: `slot < count`, and the region holds `count * slot_size` bytes.
-        unsafe { self.shared.region.base().add(offset) }
+        unsafe { self.shared.memory.region.base().add(offset) }
     }
 
     pub(crate) fn size(&self) -> usize {
@@ -147,11 +180,16 @@ impl SlotRef {
     }
 
     pub(crate) fn local_key(&self) -> u32 {
-        self.shared.registration.local_key()
+        self.shared.memory.registration.local_key()
     }
 
     pub(crate) fn domain(&self) -> &Arc<dyn Domain> {
         &self.shared.domain
+    }
+
+    /// Whether the slot can be written to at all.
+    pub(crate) fn is_writable(&self) -> bool {
+        self.shared.writable
     }
 
     /// Whether this is the only reference to the slot. Pairs with the release in `drop`: all that other holders

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
+use crate::rdma::{RdmaError, RdmaOperation};
 
 fn slab(slot_size: usize, count: u32) -> Slab {
     Slab::new(
@@ -104,26 +105,72 @@ fn slots_outlive_the_slab() {
     assert!(buf.iter().all(|b| *b == 9));
 }
 
+/// Bytes that tell when they are gone.
+struct Owner(Arc<AtomicUsize>, Box<[u8]>);
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+fn owned(dropped: &Arc<AtomicUsize>) -> (NonNull<u8>, Box<Owner>) {
+    let mut owner = Box::new(Owner(dropped.clone(), vec![7; 300].into()));
+    (NonNull::new(owner.1.as_mut_ptr()).unwrap(), owner)
+}
+
 #[test]
 fn the_owner_of_brought_memory_lives_as_long_as_its_buffers() {
-    struct Owner(Arc<AtomicUsize>, Box<[u8]>);
-    impl Drop for Owner {
-        fn drop(&mut self) {
-            self.0.fetch_add(1, Ordering::SeqCst);
-        }
-    }
     let dropped = Arc::new(AtomicUsize::new(0));
-    let mut owner = Box::new(Owner(dropped.clone(), vec![7; 300].into()));
-    let base = NonNull::new(owner.1.as_mut_ptr()).unwrap();
-    // SAFETY: the boxed bytes live in `owner`, which nobody touches any more.
-    let slab = unsafe { Slab::from_owner(&PlainDomain::shared(), base, 300, owner) }.unwrap();
-    let buf = slab.take().unwrap();
-    drop(slab);
+    let budget = MemoryBudget::new(500);
+    let domain = PlainDomain::shared();
+    let memory = || {
+        let (base, owner) = owned(&dropped);
+        // SAFETY: the boxed bytes live in `owner`, which nobody touches any more.
+        unsafe { UserMemory::new(base, 300, owner) }
+    };
+    let mut buf = memory().register(&domain, Some(&budget)).unwrap();
+    buf[0] = 1;
+    assert_eq!((buf.len(), buf[299], budget.used()), (300, 7, 300));
+    let pin = buf.pin();
+    assert_eq!(dropped.load(Ordering::SeqCst), 0);
+    // What the budget refuses is let go.
+    let refused = memory().register(&domain, Some(&budget)).unwrap_err();
+    let (limit, used, needed) = (500, 300, 300);
     assert_eq!(
-        (buf.len(), buf[299], dropped.load(Ordering::SeqCst)),
-        (300, 7, 0)
+        refused,
+        RdmaError::MemoryBudget {
+            limit,
+            used,
+            needed
+        }
     );
-    drop(buf);
+    assert_eq!(dropped.load(Ordering::SeqCst), 1);
+    drop(pin);
+    assert_eq!((dropped.load(Ordering::SeqCst), budget.used()), (2, 0));
+}
+
+#[test]
+fn memory_that_is_only_read_is_shared_and_never_becomes_a_buffer() {
+    let dropped = Arc::new(AtomicUsize::new(0));
+    let (base, owner) = owned(&dropped);
+    let owner: Arc<Owner> = owner.into();
+    let both: Vec<IoBytes> = (0..2)
+        .map(|_| {
+            // SAFETY: the boxed bytes live in the shared owner, and nobody changes them.
+            let memory = unsafe { ReadOnlyMemory::new(base, 300, Box::new(owner.clone())) };
+            memory.register(&PlainDomain::shared(), None).unwrap()
+        })
+        .collect();
+    drop(owner);
+    let [first, second] = <[IoBytes; 2]>::try_from(both).unwrap();
+    let part = first.slice(1..3);
+    drop(first);
+    let part = part.try_into_buf().unwrap_err();
+    assert_eq!((&part[..], second.len()), (&[7, 7][..], 300));
+    drop(part);
+    assert_eq!(dropped.load(Ordering::SeqCst), 0);
+    drop(second);
     assert_eq!(dropped.load(Ordering::SeqCst), 1);
 }
 
@@ -144,4 +191,28 @@ fn threads_take_and_give_back() {
         }
     });
     assert_eq!(slab.free(), 8);
+}
+
+#[test]
+fn more_than_there_are_addresses_is_refused() {
+    let domain = PlainDomain::shared();
+    for (size, count) in [
+        (usize::MAX, 1),
+        (1 << 62, 8),
+        (usize::MAX / 2, 3),
+        (1 << 60, 1),
+    ] {
+        for huge_pages in [false, true] {
+            let options = SlabOptions {
+                huge_pages,
+                ..SlabOptions::default()
+            };
+            let error = Slab::new(&domain, size, count, options).unwrap_err();
+            let expected = RdmaError::Os {
+                operation: RdmaOperation::AllocateMemory,
+                errno: libc::ENOMEM,
+            };
+            assert_eq!(error, expected);
+        }
+    }
 }

@@ -12,6 +12,10 @@ impl World {
         let Some(conn) = self.conns.get_mut(&end) else {
             return;
         };
+        if let Phase::Flushing(reason) = &mut conn.phase {
+            *reason = LossReason::Local;
+            return;
+        }
         match how {
             Close::Drain(deadline) if conn.phase == Phase::Up => {
                 if !conn.draining {
@@ -79,15 +83,14 @@ impl World {
                     conn.peer_closed = true;
                     return;
                 }
-                let ours = conn.draining;
                 if orderly && let Some(to) = conn.peer {
                     self.transmit(end, 0, None, Packet::CloseReply { to });
                 }
-                match (ours, orderly || !iwarp) {
-                    (true, _) => LossReason::Local,
-                    (false, true) => LossReason::Peer,
+                if orderly || !iwarp {
+                    LossReason::Peer
+                } else {
                     // A reset of the TCP connection.
-                    (false, false) => LossReason::Failed(RdmaError::ConnectionLost),
+                    LossReason::Failed(RdmaError::ConnectionLost)
                 }
             }
             Phase::Resolving | Phase::Resolved | Phase::Flushing(_) => return,
@@ -116,6 +119,11 @@ impl World {
         if matches!(conn.phase, Phase::Flushing(_)) {
             return;
         }
+        let reason = if conn.draining {
+            LossReason::Local
+        } else {
+            reason
+        };
         conn.phase = Phase::Flushing(reason);
         if let Some(request) = conn.request.take() {
             self.requests.remove(&request);
@@ -153,7 +161,11 @@ impl World {
             }
         }
         self.report(end, Event::Disconnected { conn: id, reason });
-        self.conns.remove(&end);
+        if let Some(conn) = self.conns.remove(&end)
+            && let Some(remains) = &mut self.nodes[node].remains
+        {
+            remains.push(conn.windows);
+        }
         if let Some(place) = self.nodes[node].places.get_mut(id.index as usize) {
             place.1 = None;
         }

@@ -8,7 +8,7 @@ use super::queue::Packet;
 use super::world::{Action, Dropped, World, lock};
 use crate::rdma::{
     ConnId, ConnectParams, Event, Fabric, Incoming, ListenerId, LossReason, PeerInfo, RdmaError,
-    RdmaOperation, ResolveOptions,
+    RdmaOperation, ResolveOptions, after,
 };
 
 /// A wish to connect that waits for `adopt` or `reject`.
@@ -80,7 +80,10 @@ impl World {
             return Ok(id);
         }
         if self.is_down(own, to.ip()) {
-            self.schedule(self.now + options.timeout, Action::ResolveTimeout(end));
+            self.schedule(
+                after(self.now, options.timeout),
+                Action::ResolveTimeout(end),
+            );
         } else {
             self.schedule(self.now + self.options.latency, Action::Resolved(end));
         }
@@ -132,7 +135,7 @@ impl World {
                 private_data,
             },
         );
-        self.schedule(self.now + params.timeout, Action::ConnectTimeout(end));
+        self.schedule(after(self.now, params.timeout), Action::ConnectTimeout(end));
         self.transmit(end, 0, None, Packet::Connect { request: number });
         Ok(())
     }
@@ -249,7 +252,7 @@ impl World {
         if without_receive {
             self.violation(host, ViolationKind::NoReceiveAtConnect);
         }
-        let timeout = self.now + params.timeout;
+        let timeout = after(self.now, params.timeout);
         self.schedule(timeout, Action::ConnectTimeout(end));
         if let Some(to) = peer {
             // The peer's view: what we serve is what it may have in flight.

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::options::{DeviceOptions, NetworkOptions, Posted};
@@ -152,6 +153,18 @@ impl Network {
             after,
             error,
         });
+    }
+
+    /// Refuses so many registrations of memory on a host, as a system does that has none left.
+    pub fn refuse_memory(&self, host: IpAddr, count: u32) {
+        let mut world = self.shared.enter();
+        let refusals = world.refusals.entry(host).or_default();
+        refusals.store(count, Ordering::SeqCst);
+    }
+
+    /// Ends of connections that exist, with their queue pairs and windows.
+    pub fn connection_ends(&self) -> usize {
+        self.shared.enter().conns.len()
     }
 
     /// The violations so far.

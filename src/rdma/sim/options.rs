@@ -114,6 +114,9 @@ pub struct Quirks {
     /// Invalidating a window that is free is a [`ViolationKind`](super::ViolationKind) and kills the connection.
     /// Else it does nothing.
     pub free_invalidation_panics: bool,
+    /// Making queue pairs and registering memory may block, so that it must not be done under a lock. Without it
+    /// both happen at once.
+    pub creation_blocks: bool,
     /// Windows of one connection, at most.
     pub max_windows: usize,
 }
@@ -127,6 +130,7 @@ impl Default for Quirks {
             silent_peer_death: false,
             lazy_unsignalled: true,
             free_invalidation_panics: false,
+            creation_blocks: false,
             max_windows: 4096,
         }
     }

@@ -1,5 +1,6 @@
 //! The provider trait on top of the shared world.
 
+use std::any::Any;
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::BorrowedFd;
@@ -11,10 +12,11 @@ use super::connect::Ticket;
 use super::options::{DeviceOptions, Posted};
 use super::window::Exposed;
 use super::world::{Listener, Node, Shared, World};
+use crate::rdma::memory::StandInDomain;
 use crate::rdma::{
     Armed, Capabilities, Close, ConnId, ConnectParams, Domain, Event, Exposure, Incoming, IoBuf,
-    IoPin, ListenOptions, ListenerId, Operation, PeerInfo, Pieces, PlainDomain, PostError,
-    Provider, ProviderKind, QpOptions, RdmaError, RdmaOperation, Registration, RemoteAccess,
+    IoPin, ListenOptions, ListenerId, Operation, PeerInfo, Pieces, PostError, Provider,
+    ProviderKind, QpMade, QpOptions, QpWork, RdmaError, RdmaOperation, Registration, RemoteAccess,
     ResolveOptions, SendRequest, Window, WindowId,
 };
 
@@ -39,6 +41,7 @@ impl SimProvider {
             out: VecDeque::new(),
             places: Vec::new(),
             listeners: Vec::new(),
+            remains: None,
         });
         drop(world);
         Self {
@@ -69,6 +72,12 @@ impl Provider for SimProvider {
         let own = world.nodes[self.node].address;
         if address.ip() != own && !address.ip().is_unspecified() {
             return Err(RdmaError::NoDevice(address));
+        }
+        if let Some(wanted) = &options.device
+            && *wanted != world.nodes[self.node].device.capabilities.device
+        {
+            let wanted = wanted.clone();
+            return Err(RdmaError::WrongDevice { address, wanted });
         }
         let mut address = address;
         if address.port() == 0 {
@@ -153,49 +162,45 @@ impl Provider for SimProvider {
         let mut world = self.shared.enter();
         let end = world.end(self.node, conn).ok_or(RdmaError::Closed)?;
         let host = world.nodes[self.node].address;
+        let blocks = world.nodes[self.node].device.quirks.creation_blocks;
+        let refusals = world.refusals.entry(host).or_default().clone();
+        let new = || StandInDomain::shared(blocks, refusals.clone());
         // The key of a registration is good for every connection of its domain; that of a window is not.
-        let shared = match self.capabilities.exposure {
+        let domain = match self.capabilities.exposure {
             Exposure::Registration => None,
-            _ => Some(
-                world
-                    .domains
-                    .entry(host)
-                    .or_insert_with(PlainDomain::shared)
-                    .clone(),
-            ),
+            _ => Some(world.domains.entry(host).or_insert_with(&new).clone()),
         };
         let conn = world.conns.get_mut(&end).ok_or(RdmaError::Closed)?;
         let domain = conn
             .domain
-            .get_or_insert_with(|| shared.unwrap_or_else(PlainDomain::shared));
+            .get_or_insert_with(|| domain.unwrap_or_else(new));
         Ok(domain.clone())
     }
 
     fn create_qp(&mut self, conn: ConnId, options: &QpOptions) -> Result<(), RdmaError> {
-        let operation = RdmaOperation::CreateQueuePair;
-        let limit = &self.capabilities;
-        for (asked, limit) in [
-            (options.send_depth, limit.max_send_depth),
-            (options.receive_depth, limit.max_receive_depth),
-            (options.max_gather, limit.max_gather as u32),
-        ] {
-            if asked > limit {
-                return Err(RdmaError::Limit {
-                    operation,
-                    asked: asked.into(),
-                    limit: limit.into(),
-                });
-            }
-        }
+        self.check_qp(options)?;
         self.domain(conn)?;
-        let mut world = self.shared.enter();
-        let end = world.end(self.node, conn).ok_or(RdmaError::Closed)?;
-        let conn = world.conns.get_mut(&end).ok_or(RdmaError::Closed)?;
-        if !matches!(conn.phase, Phase::Resolved | Phase::Adopted) || conn.qp.is_some() {
-            return Err(RdmaError::State(operation));
+        self.put_qp(conn, QueuePair::new(options.clone()))
+    }
+
+    fn begin_qp(&mut self, conn: ConnId, options: &QpOptions) -> Result<Option<QpWork>, RdmaError> {
+        let world = self.shared.enter();
+        let blocks = world.nodes[self.node].device.quirks.creation_blocks;
+        drop(world);
+        if !blocks {
+            return self.create_qp(conn, options).map(|()| None);
         }
-        conn.qp = Some(QueuePair::new(options.clone()));
-        Ok(())
+        self.check_qp(options)?;
+        let (domain, options) = (self.domain(conn)?, options.clone());
+        Ok(Some(QpWork::new(move || {
+            Ok(QpMade::new(domain, Box::new(QueuePair::new(options))))
+        })))
+    }
+
+    fn finish_qp(&mut self, conn: ConnId, made: QpMade) -> Result<(), RdmaError> {
+        let made = made.into_made().downcast::<QueuePair>();
+        let made = made.map_err(|_| RdmaError::State(RdmaOperation::CreateQueuePair))?;
+        self.put_qp(conn, *made)
     }
 
     fn connect(
@@ -291,7 +296,7 @@ impl Provider for SimProvider {
         conn: ConnId,
         memory: IoPin,
         access: RemoteAccess,
-        registration: Option<Registration>,
+        prepared: &mut Option<Registration>,
     ) -> Result<Window, RdmaError> {
         let mut world = self.shared.enter();
         let exposure = self.capabilities.exposure;
@@ -302,7 +307,7 @@ impl Provider for SimProvider {
         if !is_of(conn, memory.domain()) {
             return Err(RdmaError::WrongDomain);
         }
-        if registration.is_some() != (exposure == Exposure::Registration) {
+        if prepared.is_some() != (exposure == Exposure::Registration) {
             return Err(RdmaError::State(RdmaOperation::Bind));
         }
         let limit = |asked: usize, limit: u64| RdmaError::Limit {
@@ -318,7 +323,7 @@ impl Provider for SimProvider {
         let needs_bind = exposure == Exposure::Window;
         // Not where the memory is, so that nobody takes one for the other.
         let address = base & 0x7fff_ffff_ffff;
-        let exposed = Exposed::new(memory, access, registration, (key, address), needs_bind);
+        let exposed = Exposed::new(memory, access, prepared.take(), (key, address), needs_bind);
         let id = conn.windows.insert(exposed);
         Ok(Window {
             id,
@@ -329,10 +334,26 @@ impl Provider for SimProvider {
         })
     }
 
-    fn close_window(&mut self, conn: ConnId, window: WindowId) -> Option<IoPin> {
+    fn retire_window(
+        &mut self,
+        conn: ConnId,
+        window: WindowId,
+    ) -> Option<(IoPin, Option<Registration>)> {
         let mut world = self.shared.enter();
         let end = world.end(self.node, conn)?;
         world.conns.get_mut(&end)?.windows.close(window)
+    }
+
+    fn defer_remains(&mut self) {
+        self.shared.enter().nodes[self.node].remains = Some(Vec::new());
+    }
+
+    fn take_remains(&mut self) -> Option<Box<dyn Any + Send>> {
+        let windows = self.shared.enter().nodes[self.node]
+            .remains
+            .as_mut()?
+            .pop()?;
+        Some(Box::new(windows))
     }
 
     fn now(&self) -> Instant {
@@ -370,13 +391,47 @@ impl Provider for SimProvider {
 
     fn close(&mut self, conn: ConnId, how: Close, _now: Instant) {
         let mut world = self.shared.enter();
-        if let Some(end) = world.end(self.node, conn) {
-            world.close(end, how);
+        match world.end(self.node, conn) {
+            Some(end) => world.close(end, how),
+            None => world.claim(self.node, conn),
         }
     }
 }
 
 impl SimProvider {
+    fn check_qp(&self, options: &QpOptions) -> Result<(), RdmaError> {
+        let limit = &self.capabilities;
+        for (asked, limit) in [
+            (options.send_depth, limit.max_send_depth),
+            (options.receive_depth, limit.max_receive_depth),
+            (options.max_gather, limit.max_gather as u32),
+        ] {
+            if asked > limit {
+                return Err(RdmaError::Limit {
+                    operation: RdmaOperation::CreateQueuePair,
+                    asked: asked.into(),
+                    limit: limit.into(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// A connection gets its queue pair.
+    fn put_qp(&mut self, conn: ConnId, qp: QueuePair) -> Result<(), RdmaError> {
+        let mut world = self.shared.enter();
+        let end = world.end(self.node, conn).ok_or(RdmaError::Closed)?;
+        let conn = world.conns.get_mut(&end).ok_or(RdmaError::Closed)?;
+        if matches!(conn.phase, Phase::Flushing(_)) {
+            return Err(RdmaError::Closed);
+        }
+        if !matches!(conn.phase, Phase::Resolved | Phase::Adopted) || conn.qp.is_some() {
+            return Err(RdmaError::State(RdmaOperation::CreateQueuePair));
+        }
+        conn.qp = Some(qp);
+        Ok(())
+    }
+
     /// Whether a request may go into the send queue now.
     fn check_send(
         &self,

@@ -393,7 +393,7 @@ fn invalidating_what_the_peer_invalidated_panics_soft_roce() {
     let [client, server] = &mut pair.ends;
     let memory = client.slab.take().unwrap().pin();
     let window = (client.provider)
-        .open_window(client.conn, memory, RemoteAccess::Write, None)
+        .open_window(client.conn, memory, RemoteAccess::Write, &mut None)
         .unwrap();
     let request = |operation| SendRequest {
         cookie: 0,

@@ -10,7 +10,7 @@ pub(super) struct Windows {
 #[derive(Debug)]
 pub(super) struct Exposed {
     // Dropped before the memory that it describes.
-    _registration: Option<Registration>,
+    registration: Option<Registration>,
     pub(super) memory: IoPin,
     pub(super) access: RemoteAccess,
     pub(super) key: u32,
@@ -42,7 +42,7 @@ impl Exposed {
         needs_bind: bool,
     ) -> Self {
         Self {
-            _registration: registration,
+            registration,
             memory,
             access,
             key,
@@ -89,13 +89,15 @@ impl Windows {
         window.as_mut().filter(|_| *generation == id.generation)
     }
 
-    pub(super) fn close(&mut self, id: WindowId) -> Option<IoPin> {
+    pub(super) fn close(&mut self, id: WindowId) -> Option<(IoPin, Option<Registration>)> {
         let window = self.find(id)?;
         if window.posted > 0 || (window.needs_bind && window.valid) {
             return None;
         }
         let place = &mut self.places[id.index as usize].1;
-        place.take().map(|window| window.memory)
+        place
+            .take()
+            .map(|window| (window.memory, window.registration))
     }
 
     /// The valid window with this key.

@@ -3,6 +3,7 @@
 use std::cmp::{Ordering, Reverse};
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,8 @@ use super::network::{Violation, ViolationKind};
 use super::options::{DeviceOptions, NetworkOptions, Posted};
 use super::queue::Packet;
 use super::rng::Rng;
-use crate::rdma::{ConnId, Domain, Event, PostError};
+use super::window::Windows;
+use crate::rdma::{ConnId, Domain, Event, LossReason, PostError};
 
 /// What the network's handle and all providers share.
 #[derive(Debug)]
@@ -57,6 +59,8 @@ pub(super) struct World {
     pub(super) requests: BTreeMap<u64, Request>,
     pub(super) domains: BTreeMap<IpAddr, Arc<dyn Domain>>,
     pub(super) violations: Vec<Violation>,
+    /// Registrations of each host that are to be refused.
+    pub(super) refusals: BTreeMap<IpAddr, Arc<AtomicU32>>,
     pub(super) faults: Vec<Fault>,
     pub(super) dropped: Dropped,
     pub(super) links: BTreeMap<(IpAddr, IpAddr), Link>,
@@ -73,6 +77,8 @@ pub(super) struct Node {
     pub(super) device: DeviceOptions,
     pub(super) alive: bool,
     pub(super) out: VecDeque<Event>,
+    /// Windows of connections that have ended, if the provider's owner wants them.
+    pub(super) remains: Option<Vec<Windows>>,
     pub(super) places: Vec<(u32, Option<End>)>,
     pub(super) listeners: Vec<(u32, Option<Listener>)>,
 }
@@ -163,6 +169,7 @@ impl World {
             requests: BTreeMap::new(),
             domains: BTreeMap::new(),
             violations: Vec::new(),
+            refusals: BTreeMap::new(),
             faults: Vec::new(),
             dropped: Dropped::default(),
             links: BTreeMap::new(),
@@ -278,6 +285,20 @@ impl World {
         self.schedule.retain(
             |Reverse(s)| !matches!(&s.action, Action::Report { node, .. } if *node == gone),
         );
+    }
+
+    /// The provider closes a connection whose end is not reported yet.
+    pub(super) fn claim(&mut self, node: usize, conn: ConnId) {
+        LossReason::claim(&mut self.nodes[node].out, conn);
+        let mut schedule = std::mem::take(&mut self.schedule).into_vec();
+        let reports = schedule
+            .iter_mut()
+            .filter_map(|Reverse(s)| match &mut s.action {
+                Action::Report { node: n, event } if *n == node => Some(event),
+                _ => None,
+            });
+        LossReason::claim(reports, conn);
+        self.schedule = schedule.into();
     }
 
     pub(super) fn hand_out(&mut self, node: usize, event: Event) {

@@ -1,12 +1,14 @@
 //! Completions, and the end of connections.
 
 use std::collections::VecDeque;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use super::conn::{FLUSH_TIME, GRACE, Posted, State};
+use super::conn::{Conn, FLUSH_TIME, GRACE, Posted, State};
+use super::device::{LazyQueue, ReservedQueue};
 use super::errors;
 use super::provider::Verbs;
 use super::sys;
+use crate::rdma::blocking::excused;
 use crate::rdma::inflight::{Queue, WorkId};
 use crate::rdma::{
     CompletionStatus, ConnId, Event, LossReason, Operation, RdmaError, RdmaOperation, SendRequest,
@@ -53,14 +55,11 @@ impl Verbs {
 
     /// Takes a batch from one queue, counted over all devices; the number taken.
     fn poll_queue(&mut self, place: usize) -> usize {
-        let mut queues = self
-            .devices
-            .iter_mut()
-            .flat_map(|device| device.queues.iter_mut());
-        let Some(queue) = queues.nth(place) else {
+        let mut queues = self.devices.iter().flat_map(|device| device.queues.iter());
+        let Some(queue) = queues.nth(place).and_then(|queue| queue.get()) else {
             return 0;
         };
-        match queue.queue.poll(&mut self.scratch) {
+        match queue.poll(&mut self.scratch) {
             Ok(got) => {
                 self.completions.extend(self.scratch.drain(..));
                 got
@@ -106,6 +105,7 @@ impl Verbs {
             out.push_back(Event::Flushed { conn: id, buffer });
             return self.failed(id.index, RdmaOperation::Receive, status, now);
         }
+        conn.nudge = None;
         buffer.set_len((raw.byte_len as usize).min(buffer.capacity()));
         // SAFETY: both arms of the union are 32 bits, of which any pattern is valid.
         let key = unsafe { raw.imm_data_invalidated_rkey_union.invalidated_rkey };
@@ -178,7 +178,13 @@ impl Verbs {
         status: CompletionStatus,
         now: Instant,
     ) {
+        let conn = self.conns[index as usize].content.as_ref();
+        let handshaking =
+            conn.is_some_and(|conn| matches!(conn.state, State::Connecting | State::Accepting));
         let reason = match status {
+            // What came of the handshake is still to be said, or the deadline ends it: a reject flushes receives, and
+            // that may be seen first.
+            CompletionStatus::Flushed if handshaking => return,
             // Flushed by an end that someone else will explain: the connection manager, or a request's own error.
             CompletionStatus::Flushed => None,
             status => Some(LossReason::Failed(RdmaError::Completion {
@@ -200,14 +206,17 @@ impl Verbs {
         if conn.state == State::Flushing {
             return;
         }
-        if conn.joined && !conn.calling && conn.state != State::Leaving {
+        if conn.joined && !conn.held() && conn.state != State::Leaving {
             conn.cm.disconnect();
         }
         conn.state = State::Flushing;
-        if let Some(queue_pair) = &conn.queue_pair {
-            queue_pair.flush();
-        }
-        self.set_deadline(index, now + FLUSH_TIME);
+        conn.gone = (conn.queue_pair.as_ref()).is_some_and(|queue_pair| !queue_pair.flush());
+        let patience = if conn.gone {
+            Duration::ZERO
+        } else {
+            FLUSH_TIME
+        };
+        self.set_deadline(index, now + patience);
         self.start_closing(index);
     }
 
@@ -260,9 +269,9 @@ impl Verbs {
         let Some(deadline) = conn.deadline else {
             return true;
         };
-        if conn.calling {
-            // A helper thread uses the id: only with nothing posted can the queue pair be left to it.
-            return conn.idle();
+        if conn.held() {
+            // The queue pair cannot be destroyed yet: it is put aside when nothing posted is left.
+            return conn.idle() || (conn.gone && !conn.calling);
         }
         if conn.queue_pair.is_none() || now >= deadline {
             return true;
@@ -272,7 +281,7 @@ impl Verbs {
         let graced = now + FLUSH_TIME >= deadline + GRACE;
         if conn.idle() && !explained && !graced {
             let soon = deadline - FLUSH_TIME + GRACE;
-            self.earliest = Some(self.earliest.map_or(soon, |e| e.min(soon)));
+            self.wake_by(Some(soon));
         }
         let Some(conn) = self.conns[index as usize].content.as_ref() else {
             return false;
@@ -293,13 +302,16 @@ impl Verbs {
         self.free.push(index);
         self.ids.remove(&conn.cm.key());
         let reason = conn.take_reason();
-        if conn.calling {
+        if conn.held() && conn.idle() {
             self.parked.push((id, conn));
             out.push_back(Event::Disconnected { conn: id, reason });
             return;
         }
         let all_back = conn.idle();
-        conn.destroy_queue_pair();
+        if !all_back {
+            // What did not come back can be given back only when the queue pair is gone. Whoever waits, waits for that.
+            excused(|| conn.destroy_queue_pair());
+        }
         while let Some(Posted { request, done, .. }) = conn.sends.pop_front() {
             out.push_back(Event::Completed {
                 conn: id,
@@ -310,21 +322,53 @@ impl Verbs {
         while let Some(buffer) = conn.receives.pop_front() {
             out.push_back(Event::Flushed { conn: id, buffer });
         }
-        if let (Some(device), Some((queue, places))) = (conn.device, conn.reserved) {
-            if !all_back {
-                self.sweep(device, queue);
+        if !all_back && let (Some(device), Some((queue, _))) = (conn.device, conn.reserved) {
+            self.sweep(device, queue);
+        }
+        if conn.held() {
+            if let (Some(device), Some((queue, places))) = (conn.device, conn.reserved.take()) {
+                self.devices[device].release(queue, places);
             }
-            self.devices[device].release(queue, places);
+            self.parked.push((id, conn));
+        } else {
+            self.take_apart(conn);
         }
         out.push_back(Event::Disconnected { conn: id, reason });
     }
 
+    /// Takes a connection apart that was put aside, if it can be done without sleeping now.
+    pub(super) fn unpark(&mut self, place: usize) {
+        if self.parked[place].1.held() {
+            return;
+        }
+        let (_, conn) = self.parked.swap_remove(place);
+        self.take_apart(conn);
+    }
+
+    /// The end of a connection of which nothing that was posted is left.
+    fn take_apart(&mut self, conn: Conn) {
+        // Its completions have come, so that its places in the queue may be others'; the queue itself must stay.
+        let mut queue = None;
+        if let (Some(device), Some((place, places))) = (conn.device, conn.reserved) {
+            queue = self.devices[device]
+                .queues
+                .get(place)
+                .map(ReservedQueue::shared);
+            self.devices[device].release(place, places);
+        }
+        self.leave(Remains {
+            _conn: conn,
+            _queue: queue,
+        });
+    }
+
     /// Takes everything out of a completion queue, so that what a destroyed queue pair left there takes no place.
     fn sweep(&mut self, device: usize, queue: usize) {
-        let Some(queue) = self.devices[device].queues.get(queue) else {
+        let queue = self.devices[device].queues.get(queue);
+        let Some(queue) = queue.and_then(ReservedQueue::get) else {
             return;
         };
-        while let Ok(got) = queue.queue.poll(&mut self.scratch) {
+        while let Ok(got) = queue.poll(&mut self.scratch) {
             self.completions.extend(self.scratch.drain(..));
             if got < self.scratch.capacity() {
                 break;
@@ -332,20 +376,20 @@ impl Verbs {
         }
     }
 
-    /// Ends handshakes that take too long, and finds the next deadline.
+    /// Ends handshakes that take too long, nudges silent peers, and finds the next deadline.
     pub(super) fn run_timers(&mut self, now: Instant) {
         if self.earliest.is_none_or(|earliest| now < earliest) {
             return;
         }
         self.earliest = None;
         for index in 0..self.conns.len() as u32 {
-            let Some(conn) = self.conns[index as usize].content.as_ref() else {
+            let id = self.conn_id(index);
+            let (Some(conn), Some(id)) = (self.conns[index as usize].content.as_mut(), id) else {
                 continue;
             };
-            let Some(deadline) = conn.deadline else {
-                continue;
-            };
-            if now >= deadline && !conn.state.closing() {
+            conn.nudge(id, now);
+            let late = conn.deadline.is_some_and(|deadline| now >= deadline);
+            if late && !conn.state.closing() {
                 let operation = match conn.state {
                     State::Resolving => RdmaOperation::Resolve,
                     State::Accepting => RdmaOperation::Accept,
@@ -353,11 +397,18 @@ impl Verbs {
                 };
                 let late = RdmaError::Timeout(operation);
                 self.lose(index, Some(LossReason::Failed(late)), now);
-            } else if now < deadline {
-                self.set_deadline(index, deadline);
+            } else {
+                let due = conn.due().filter(|due| *due > now);
+                self.wake_by(due);
             }
         }
     }
+}
+
+/// Dropped in this order: a queue pair goes before the completion queue that it is on.
+struct Remains {
+    _conn: Conn,
+    _queue: Option<LazyQueue>,
 }
 
 fn kind(request: &SendRequest) -> RdmaOperation {

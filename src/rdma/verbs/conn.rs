@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::cm::CmId;
-use super::resources::{ProtectionDomain, QueuePair};
+use super::domain::ProtectionDomain;
+use super::nudge::Nudge;
+use super::resources::QueuePair;
 use super::windows::Windows;
 use crate::rdma::inflight::Ring;
 use crate::rdma::{
@@ -17,6 +19,10 @@ pub(super) const FLUSH_TIME: Duration = Duration::from_secs(2);
 
 /// How long to wait for the connection manager to say how the peer left, once the queue has been flushed by it.
 pub(super) const GRACE: Duration = Duration::from_millis(500);
+
+/// The ACK timeout's exponent: 1.07 s. With 6 retries a link may be gone for 7 s, such as for a switch's failover. Linux
+/// has 0.5 s, 2.1 s before 6.3.
+pub(super) const ACK_TIMEOUT: u8 = 18;
 
 /// Where a connection is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,6 +75,9 @@ pub(super) struct Conn {
     pub(super) cm: Arc<CmId>,
     /// `connect` is running on a helper thread.
     pub(super) calling: bool,
+    /// iWARP: `connect` or `accept` was called, and the connection manager has not said what came of it. Until then its
+    /// calls on the id sleep, destroying it among them.
+    pub(super) unanswered: bool,
     /// There is a peer to tell when it ends.
     pub(super) joined: bool,
     pub(super) domain: Option<Arc<ProtectionDomain>>,
@@ -80,8 +89,14 @@ pub(super) struct Conn {
     pub(super) route: Option<Route>,
     /// Since the last signalled request.
     pub(super) unsignalled: usize,
+    /// Bytes of payload from which the device must signal a request.
+    pub(super) signalled_from: usize,
     pub(super) deadline: Option<Instant>,
     pub(super) reason: Option<LossReason>,
+    /// When an iWARP peer that says nothing is nudged.
+    pub(super) nudge: Option<Nudge>,
+    /// The kernel has destroyed the queue pair, with the device: nothing posted comes back by itself.
+    pub(super) gone: bool,
     /// The connection manager has said that the peer left.
     pub(super) peer_left: bool,
     pub(super) depths: Depths,
@@ -152,6 +167,7 @@ impl Conn {
             windows: Windows::default(),
             cm: Arc::new(cm),
             calling: false,
+            unanswered: false,
             joined: false,
             domain: None,
             device: None,
@@ -159,8 +175,11 @@ impl Conn {
             peer: None,
             route: None,
             unsignalled: 0,
+            signalled_from: usize::MAX,
             deadline: None,
             reason: None,
+            nudge: None,
+            gone: false,
             peer_left: false,
             depths: Depths::default(),
             private_data: Vec::new(),
@@ -173,6 +192,17 @@ impl Conn {
         self.domain
             .as_ref()
             .is_some_and(|ours| Arc::as_ptr(ours).cast::<()>() == theirs)
+    }
+
+    /// Calls on the id would sleep.
+    pub(super) fn held(&self) -> bool {
+        self.calling || self.unanswered
+    }
+
+    /// When something is due at the latest.
+    pub(super) fn due(&self) -> Option<Instant> {
+        let nudge = self.nudge.as_ref().map(Nudge::at);
+        self.deadline.into_iter().chain(nudge).min()
     }
 
     /// Nothing posted is left.

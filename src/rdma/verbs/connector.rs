@@ -64,24 +64,35 @@ impl Connector {
     /// Waits on a thread of its own until `calls` calls have returned, and then drops `kept`, which they use.
     pub(super) fn outlive<T: Send + 'static>(&mut self, calls: usize, kept: T) {
         let (_, reports) = std::mem::replace(&mut self.reports, channel());
-        // Should there be no thread, `kept` is dropped with the closure: but for its being forgotten.
-        let kept = std::mem::ManuallyDrop::new(kept);
-        let waiting = std::thread::Builder::new()
-            .name("smbdirect-connect".into())
-            .spawn(move || {
-                for _ in 0..calls {
-                    let _ = reports.recv();
-                }
-                drop(std::mem::ManuallyDrop::into_inner(kept));
-            });
-        if let Err(error) = waiting {
-            tracing::error!(%error, "no thread: the memory of unfinished connects is given up");
-        }
+        drop_after(kept, move || {
+            for _ in 0..calls {
+                let _ = reports.recv();
+            }
+        });
     }
 
     /// Takes the announcement back.
     pub(super) fn acknowledge(&self) {
         let _ = rustix::io::read(&*self.wake, &mut [0; 8]);
+    }
+}
+
+/// Drops on a thread of its own what sleeps while it is dropped.
+pub(super) fn drop_aside<T: Send + 'static>(sleeper: T) {
+    drop_after(sleeper, || ());
+}
+
+fn drop_after<T: Send + 'static>(kept: T, wait: impl FnOnce() + Send + 'static) {
+    // Should there be no thread, `kept` is dropped with the closure: but for its being forgotten.
+    let kept = std::mem::ManuallyDrop::new(kept);
+    let waiting = std::thread::Builder::new()
+        .name("smbdirect-connect".into())
+        .spawn(move || {
+            wait();
+            drop(std::mem::ManuallyDrop::into_inner(kept));
+        });
+    if let Err(error) = waiting {
+        tracing::error!(%error, "no thread: the memory of unfinished connects is given up");
     }
 }
 

@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 
 use super::sys::wc_status;
-use crate::rdma::{CompletionStatus, LossReason, RdmaError, RdmaOperation};
+use crate::rdma::{CompletionStatus, RdmaError, RdmaOperation};
 
 /// The device node of the connection manager.
 pub(super) const CM_NODE: &str = "/dev/infiniband/rdma_cm";
@@ -14,7 +14,14 @@ pub(super) fn open_error(error: &io::Error) -> RdmaError {
     if !super::sys::library_present() {
         return RdmaError::LibraryMissing;
     }
-    forbidden(Path::new(CM_NODE)).unwrap_or_else(|| RdmaError::os(RdmaOperation::Open, error))
+    if let Some(forbidden) = forbidden(Path::new(CM_NODE)) {
+        return forbidden;
+    }
+    // librdmacm looks for devices before it opens the node, and the kernel has no node before it has a device.
+    match error.raw_os_error() {
+        Some(libc::ENODEV | libc::ENOENT) => RdmaError::NoDevices,
+        _ => RdmaError::os(RdmaOperation::Open, error),
+    }
 }
 
 /// Why no device was found: one may be there without permission to use it.
@@ -84,13 +91,13 @@ pub(super) fn status(number: u32) -> CompletionStatus {
     }
 }
 
-/// A connection manager event's status (a negative error number) as the end of a connection.
-pub(super) fn loss(operation: RdmaOperation, status: i32) -> LossReason {
+/// A connection manager event's status, which is a negative error number.
+pub(super) fn event_error(operation: RdmaOperation, status: i32) -> RdmaError {
     let error = io::Error::from_raw_os_error(match status.saturating_abs() {
         0 => libc::EIO,
         error => error,
     });
-    LossReason::Failed(RdmaError::os(operation, &error))
+    RdmaError::os(operation, &error)
 }
 
 #[cfg(test)]
@@ -126,15 +133,15 @@ mod tests {
     #[test]
     fn a_connection_that_failed_without_a_number_failed_all_the_same() {
         assert_eq!(
-            loss(RdmaOperation::Connect, 0),
-            LossReason::Failed(RdmaError::Os {
+            event_error(RdmaOperation::Connect, 0),
+            RdmaError::Os {
                 operation: RdmaOperation::Connect,
                 errno: libc::EIO
-            })
+            }
         );
         assert_eq!(
-            loss(RdmaOperation::Connect, -libc::ETIMEDOUT),
-            LossReason::Failed(RdmaError::Timeout(RdmaOperation::Connect))
+            event_error(RdmaOperation::Connect, -libc::ETIMEDOUT),
+            RdmaError::Timeout(RdmaOperation::Connect)
         );
     }
 }

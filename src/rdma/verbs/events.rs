@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 use rustix::event::epoll;
 
 use super::cm::CmEvent;
-use super::conn::{Conn, Depths, State};
+use super::conn::{Depths, State};
 use super::device;
-use super::errors;
-use super::provider::{Key, MARK_CM, MARK_CONNECTOR, Request, Verbs};
-use super::sys::{self, cm_event};
+use super::nudge::{Nudge, Sleeper};
+use super::provider::{Key, MARK_CM, MARK_CONNECTOR, MARK_DEVICES, Request, Verbs};
+use super::step::{Step, answers, step};
+use super::sys::cm_event;
 use crate::rdma::{
     Event, Fabric, Incoming, ListenerId, LossReason, PeerInfo, RdmaError, RdmaOperation,
 };
@@ -46,6 +47,7 @@ impl Verbs {
         };
         for event in &ready[..count] {
             match event.data.u64() {
+                MARK_DEVICES => self.device_changes(now, out),
                 MARK_CM => self.connection_events(now, out),
                 MARK_CONNECTOR => self.returned_calls(now),
                 mark if mark & 1 == 1 => self.async_events((mark >> 1) as usize, now),
@@ -58,7 +60,10 @@ impl Verbs {
         let Some(device) = self.devices.get_mut(device) else {
             return;
         };
-        while let Some(queue) = device.channel.next() {
+        let Some(channel) = device.open.as_ref().map(|open| open.channel.clone()) else {
+            return;
+        };
+        while let Some(queue) = channel.next() {
             if let Some(queue) = device.queues.get_mut(queue) {
                 queue.armed = false;
             }
@@ -68,11 +73,8 @@ impl Verbs {
     /// The device's context is shared by the providers of the process, and any of them may read its events: so they
     /// only say what flushed requests and the connection manager say as well, except that the device is lost.
     fn async_events(&mut self, device: usize, now: Instant) {
-        let Some(context) = self
-            .devices
-            .get(device)
-            .map(|device| device.context.clone())
-        else {
+        let open = (self.devices.get(device)).and_then(|device| device.open.as_ref());
+        let Some(context) = open.map(|open| open.context.clone()) else {
             return;
         };
         while let Some(number) = context.next_async_event() {
@@ -81,24 +83,7 @@ impl Verbs {
             if matches!(number, ASYNC_CQ_ERR | ASYNC_DEVICE_FATAL) {
                 tracing::error!(device = name, event = number, "the device has failed");
                 self.lose_device(device, now);
-            }
-        }
-    }
-
-    fn lose_device(&mut self, device: usize, now: Instant) {
-        self.devices[device].dead = true;
-        for index in 0..self.conns.len() as u32 {
-            let on_it = |conn: &Conn| conn.device == Some(device);
-            if self.conns[index as usize]
-                .content
-                .as_ref()
-                .is_some_and(on_it)
-            {
-                self.lose(
-                    index,
-                    Some(LossReason::Failed(RdmaError::DeviceRemoved)),
-                    now,
-                );
+                self.close_removed();
             }
         }
     }
@@ -117,12 +102,27 @@ impl Verbs {
     }
 
     fn connection_event(&mut self, event: CmEvent, now: Instant, out: &mut VecDeque<Event>) {
-        // What is not in the table was adopted by a sibling, dropped, or is waiting to be adopted: then the call
-        // on it will fail.
         match self.ids.get(&event.key) {
             Some(Key::Listener(index)) => self.listener_event(*index, event, out),
             Some(Key::Conn(index)) => self.peer_event(*index, event, now, out),
-            None => drop(event.request),
+            Some(Key::Device(place)) => {
+                if event.kind == cm_event::RDMA_CM_EVENT_DEVICE_REMOVAL {
+                    self.device_removed(*place, now);
+                }
+            }
+            None => self.late_event(&event),
+        }
+    }
+
+    /// An event of what is not in the table: put aside until it is answered; or adopted by a sibling, dropped, or
+    /// waiting to be adopted, when the call on it will fail.
+    fn late_event(&mut self, event: &CmEvent) {
+        let place = (self.parked.iter()).position(|(_, conn)| conn.cm.key() == event.key);
+        if let Some(place) = place
+            && answers(event.kind)
+        {
+            self.parked[place].1.unanswered = false;
+            self.unpark(place);
         }
     }
 
@@ -152,70 +152,43 @@ impl Verbs {
             let incoming = Incoming::new(peer, event.private_data, Box::new(request));
             out.push_back(Event::Incoming { listener, incoming });
         } else if event.kind == cm_event::RDMA_CM_EVENT_DEVICE_REMOVAL {
-            if let Some(gone) = slot.content.take() {
-                slot.generation = slot.generation.wrapping_add(1);
-                self.ids.remove(&gone.cm.key());
-            }
-            out.push_back(Event::ListenerFailed {
-                listener,
-                error: RdmaError::DeviceRemoved,
-            });
+            self.fail_listener(index, out);
         }
     }
 
     fn peer_event(&mut self, index: u32, event: CmEvent, now: Instant, out: &mut VecDeque<Event>) {
-        let lost = |error: RdmaError| Some(LossReason::Failed(error));
-        match event.kind {
-            cm_event::RDMA_CM_EVENT_ADDR_RESOLVED => {
+        let Some(conn) = self.conns[index as usize].content.as_mut() else {
+            return;
+        };
+        if answers(event.kind) {
+            conn.unanswered = false;
+        }
+        let (state, device) = (conn.state, conn.device);
+        let to = conn.route.as_ref().map(|route| route.to);
+        tracing::debug!(
+            kind = event.kind,
+            status = event.status,
+            ?state,
+            "connection manager event"
+        );
+        match step(state, &event, to) {
+            Step::Ignore => {}
+            Step::FindRoute => {
                 if let Err(error) = self.address_resolved(index) {
-                    self.lose(index, lost(error), now);
+                    self.lose(index, Some(LossReason::Failed(error)), now);
                 }
             }
-            cm_event::RDMA_CM_EVENT_ROUTE_RESOLVED => self.route_resolved(index, out),
-            cm_event::RDMA_CM_EVENT_ADDR_ERROR | cm_event::RDMA_CM_EVENT_ROUTE_ERROR => {
-                let to = self.conns[index as usize]
-                    .content
-                    .as_ref()
-                    .and_then(|conn| Some(conn.route.as_ref()?.to));
-                let error = match (event.status.saturating_abs(), to) {
-                    (libc::ETIMEDOUT, _) => RdmaError::Timeout(RdmaOperation::Resolve),
-                    (libc::ENODEV | libc::ENOENT, Some(to)) => RdmaError::NoDevice(to),
-                    _ => RdmaError::Unreachable,
-                };
-                self.lose(index, lost(error), now);
-            }
-            cm_event::RDMA_CM_EVENT_CONNECT_ERROR | cm_event::RDMA_CM_EVENT_UNREACHABLE => {
-                let reason = match event.status {
-                    0 => LossReason::Failed(RdmaError::Unreachable),
-                    status => errors::loss(RdmaOperation::Connect, status),
-                };
-                self.lose(index, Some(reason), now);
-            }
-            cm_event::RDMA_CM_EVENT_REJECTED => {
-                let error = rejected(event.status, event.private_data);
-                self.lose(index, lost(error), now);
-            }
-            cm_event::RDMA_CM_EVENT_ESTABLISHED => self.established(index, event, out),
-            cm_event::RDMA_CM_EVENT_DISCONNECTED => {
-                self.peer_left(index, now);
-            }
-            cm_event::RDMA_CM_EVENT_DEVICE_REMOVAL => {
-                let device = self.conns[index as usize]
-                    .content
-                    .as_ref()
-                    .and_then(|conn| conn.device);
-                match device {
-                    Some(device) => self.lose_device(device, now),
-                    None => self.lose(index, lost(RdmaError::DeviceRemoved), now),
+            Step::Resolved => self.route_resolved(index, out),
+            Step::Established => self.established(index, event, now, out),
+            Step::PeerLeft => self.peer_left(index, now),
+            Step::Lose(error) => self.lose(index, Some(LossReason::Failed(error)), now),
+            Step::LoseDevice => match device {
+                Some(device) => self.device_removed(device, now),
+                None => {
+                    let removed = LossReason::Failed(RdmaError::DeviceRemoved);
+                    self.lose(index, Some(removed), now);
                 }
-            }
-            cm_event::RDMA_CM_EVENT_ADDR_CHANGE => {
-                // The address has moved to another link: what is sent goes nowhere.
-                self.lose(index, lost(RdmaError::ConnectionLost), now);
-            }
-            // TIMEWAIT_EXIT comes after the end; CONNECT_RESPONSE only where the id has no queue pair; the others
-            // belong to multicast.
-            _ => {}
+            },
         }
     }
 
@@ -223,9 +196,6 @@ impl Verbs {
         let Some(conn) = self.conns[index as usize].content.as_ref() else {
             return Ok(());
         };
-        if conn.state != State::Resolving {
-            return Ok(());
-        }
         let cm = conn.cm.clone();
         let device = self.device_of(&cm)?;
         let fabric = self.devices[device].capabilities.fabric;
@@ -254,16 +224,14 @@ impl Verbs {
 
     fn route_resolved(&mut self, index: u32, out: &mut VecDeque<Event>) {
         let id = self.conn_id(index);
-        if let (Some(conn), Some(id)) = (self.conns[index as usize].content.as_mut(), id)
-            && conn.state == State::Resolving
-        {
+        if let (Some(conn), Some(id)) = (self.conns[index as usize].content.as_mut(), id) {
             conn.state = State::Ready;
             conn.deadline = None;
             out.push_back(Event::Resolved { conn: id });
         }
     }
 
-    fn established(&mut self, index: u32, event: CmEvent, out: &mut VecDeque<Event>) {
+    fn established(&mut self, index: u32, event: CmEvent, now: Instant, out: &mut VecDeque<Event>) {
         let Some(id) = self.conn_id(index) else {
             return;
         };
@@ -278,11 +246,19 @@ impl Verbs {
                 let peer =
                     Depths::from_answer(event.initiator_depth, event.responder_resources, iwarp);
                 conn.depths = conn.depths.within(peer);
+                conn.nudge = iwarp.then(|| Nudge::new(Sleeper::Peer, now));
                 event.private_data
             }
             // Nothing but the fact comes with the acceptor's.
-            State::Accepting => std::mem::take(&mut conn.private_data),
-            _ => return,
+            _ => {
+                let overlooks = conn
+                    .device
+                    .is_some_and(|d| self.devices[d].quirks.overlooks_first);
+                // Without a Read in flight there is no way.
+                conn.nudge =
+                    (overlooks && conn.depths.initiator > 0).then(|| Nudge::new(Sleeper::Own, now));
+                std::mem::take(&mut conn.private_data)
+            }
         };
         conn.state = State::Established;
         conn.deadline = None;
@@ -292,6 +268,8 @@ impl Verbs {
             initiator_depth: conn.depths.initiator.into(),
             responder_resources: conn.depths.responder.into(),
         });
+        let due = conn.due();
+        self.wake_by(due);
     }
 
     fn peer_left(&mut self, index: u32, now: Instant) {
@@ -308,8 +286,10 @@ impl Verbs {
     fn returned_calls(&mut self, now: Instant) {
         self.connector.acknowledge();
         while let Some(returned) = self.connector.next() {
+            let failed = returned.result.is_err();
             if let Some(conn) = self.conn_mut(returned.conn) {
                 conn.calling = false;
+                conn.unanswered &= !failed;
                 self.recheck = true;
                 if let Err(error) = returned.result {
                     let error = RdmaError::os(RdmaOperation::Connect, &error);
@@ -320,40 +300,11 @@ impl Verbs {
                 .iter()
                 .position(|(conn, _)| *conn == returned.conn)
             {
-                let (_, mut conn) = self.parked.swap_remove(place);
-                conn.destroy_queue_pair();
-                if let (Some(device), Some((queue, places))) = (conn.device, conn.reserved) {
-                    self.devices[device].release(queue, places);
-                }
+                let (_, conn) = &mut self.parked[place];
+                conn.calling = false;
+                conn.unanswered &= !failed;
+                self.unpark(place);
             }
         }
-    }
-}
-
-/// What a reject says. InfiniBand and RoCE give the reason, iWARP how the stream ended.
-fn rejected(status: i32, private_data: Vec<u8>) -> RdmaError {
-    match status {
-        sys::REJECT_INVALID_SERVICE => RdmaError::Refused,
-        sys::REJECT_CONSUMER => RdmaError::Rejected { private_data },
-        status if status == -libc::ECONNREFUSED => RdmaError::Refused,
-        status if status < 0 => RdmaError::Rejected { private_data },
-        _ => RdmaError::Refused,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn nobody_there_is_not_a_reject() {
-        assert_eq!(rejected(8, vec![]), RdmaError::Refused);
-        assert_eq!(rejected(-libc::ECONNREFUSED, vec![]), RdmaError::Refused);
-        let private_data = vec![1];
-        let no = RdmaError::Rejected {
-            private_data: private_data.clone(),
-        };
-        assert_eq!(rejected(28, private_data.clone()), no);
-        assert_eq!(rejected(-libc::ECONNRESET, private_data), no);
     }
 }

@@ -3,10 +3,13 @@
 use std::net::{IpAddr, SocketAddr};
 use std::ptr::NonNull;
 
+use super::VerbsOptions;
 use super::cm::{CmId, EventChannel};
 use super::device::{name, probe};
 use super::errors;
-use super::sockaddr;
+use super::gids::{Gid, gids};
+use super::interfaces::interfaces;
+use super::link::{LinkLayer, LinkState, speed};
 use super::sys;
 use crate::rdma::{Capabilities, RdmaError, RdmaOperation};
 
@@ -24,6 +27,14 @@ pub struct DeviceInfo {
     pub addresses: Vec<IpAddr>,
     /// Whether the link is up.
     pub active: bool,
+    /// The state of the link.
+    pub state: LinkState,
+    /// What the link is made of.
+    pub link_layer: LinkLayer,
+    /// Bits per second, where the device says; see [`interfaces`](super::interfaces) for the interface's.
+    pub speed: Option<u64>,
+    /// The GIDs of the port.
+    pub gids: Vec<Gid>,
 }
 
 /// All ports of all devices, each with the local addresses it serves. Empty on a machine without a device.
@@ -37,7 +48,9 @@ pub fn devices() -> Result<Vec<DeviceInfo>, RdmaError> {
         return Ok(found);
     }
     let channel = EventChannel::open()?;
-    for address in local_addresses() {
+    let mut addresses: Vec<IpAddr> = interfaces().into_iter().map(|i| i.address).collect();
+    addresses.dedup();
+    for address in addresses {
         if let Ok((device, port)) = serving(&channel, address)
             && let Some(info) = found
                 .iter_mut()
@@ -114,57 +127,27 @@ unsafe fn ports_of(context: *mut sys::ibv_context) -> Vec<DeviceInfo> {
         device.phys_port_cnt
     };
     let port = |port: u8| {
-        let (capabilities, _, _) = probe(context, port).ok()?;
-        // SAFETY: as above.
-        let active = unsafe {
+        let (capabilities, _, _) = probe(context, port, &VerbsOptions::default()).ok()?;
+        // SAFETY: as above; the port was asked for the same before.
+        let link = unsafe {
             let mut link: sys::ibv_port_attr = std::mem::zeroed();
-            sys::ibv_query_port(context, port, &mut link) == 0 && link.state == sys::PORT_ACTIVE
+            sys::ibv_query_port(context, port, &mut link);
+            link
         };
+        let state = LinkState::of(&link);
         Some(DeviceInfo {
             name: capabilities.device.clone(),
             port,
-            capabilities,
             addresses: Vec::new(),
-            active,
+            active: state == LinkState::Active,
+            state,
+            link_layer: LinkLayer::of(&link),
+            speed: speed(&link),
+            gids: gids(&capabilities.device, port),
+            capabilities,
         })
     };
     (1..=count).filter_map(port).collect()
-}
-
-/// The addresses of all interfaces.
-fn local_addresses() -> Vec<IpAddr> {
-    let mut list: *mut libc::ifaddrs = std::ptr::null_mut();
-    let mut addresses = Vec::new();
-    // SAFETY: `list` is a valid place.
-    if unsafe { libc::getifaddrs(&mut list) } != 0 {
-        return addresses;
-    }
-    let mut entry = list;
-    // SAFETY: the system's list, ended by a null pointer and valid until it is freed below; an address is as long as
-    // its family says, and is read as that.
-    unsafe {
-        while let Some(current) = entry.as_ref() {
-            if let Some(address) = current.ifa_addr.as_ref() {
-                let len = match i32::from(address.sa_family) {
-                    libc::AF_INET => size_of::<libc::sockaddr_in>(),
-                    libc::AF_INET6 => size_of::<libc::sockaddr_in6>(),
-                    _ => 0,
-                };
-                let mut storage: libc::sockaddr_storage = std::mem::zeroed();
-                std::ptr::copy_nonoverlapping(
-                    current.ifa_addr.cast::<u8>(),
-                    std::ptr::addr_of_mut!(storage).cast::<u8>(),
-                    len,
-                );
-                addresses.extend(sockaddr::from_raw(&storage).map(|address| address.ip()));
-            }
-            entry = current.ifa_next;
-        }
-        libc::freeifaddrs(list);
-    }
-    addresses.sort();
-    addresses.dedup();
-    addresses
 }
 
 #[cfg(test)]
@@ -179,10 +162,5 @@ mod tests {
             Err(error) => assert!(!error.to_string().is_empty()),
         }
         assert!(device_for(IpAddr::from([127, 0, 0, 1])).is_err());
-    }
-
-    #[test]
-    fn the_loopback_is_among_the_local_addresses() {
-        assert!(local_addresses().contains(&IpAddr::from([127, 0, 0, 1])));
     }
 }

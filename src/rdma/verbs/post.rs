@@ -196,9 +196,10 @@ impl Workspace {
                 .ok_or(PostError::Invalid)?;
             // Room in the queue comes back with a signalled completion only, so that there is one at half of it.
             // A Read always has its own: soft-iWARP completes younger requests while it is under way, and until its
-            // own completion the device writes to its memory.
+            // own completion the device writes to its memory. So has what the device would read after its end.
             let own = request.signalled
                 || matches!(request.operation, Operation::Read { .. })
+                || request.operation.bytes() >= conn.signalled_from
                 || conn.unsignalled + 1 >= (limits.depth / 2).max(1);
             if own {
                 work.send_flags |= sys::SEND_SIGNALED;

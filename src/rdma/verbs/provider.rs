@@ -1,47 +1,64 @@
 //! The provider: its tables, and the calls of the trait.
 
+use std::any::Any;
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use rustix::event::epoll;
 
+use super::VerbsOptions;
 use super::cm::{CmId, EventChannel, Handshake};
-use super::conn::{Conn, Depths, FLUSH_TIME, Route, State, check_private_data, wished};
+use super::conn::{
+    ACK_TIMEOUT, Conn, Depths, FLUSH_TIME, Route, State, check_private_data, wished,
+};
 use super::connector::Connector;
 use super::device::Device;
+use super::domain::WindowParts;
 use super::errors;
+use super::listener::Listener;
 use super::post::Workspace;
-use super::resources::QueuePair;
+use super::removal::DeviceEvents;
 use super::sys;
-use crate::rdma::inflight::{Ring, WorkId};
+use crate::rdma::inflight::WorkId;
 use crate::rdma::{
     Armed, Capabilities, Close, ConnId, ConnectParams, Domain, Event, Exposure, Fabric, Incoming,
     IoBuf, IoPin, ListenOptions, ListenerId, LossReason, PeerInfo, PostError, Provider,
-    ProviderKind, QpOptions, RdmaError, RdmaOperation, Registration, RemoteAccess, ResolveOptions,
-    SendRequest, Window, WindowId,
+    ProviderKind, QpMade, QpOptions, QpWork, RdmaError, RdmaOperation, Registration, RemoteAccess,
+    ResolveOptions, SendRequest, Window, WindowId, after,
 };
 
 /// Marks in epoll of what is not a device.
 pub(super) const MARK_CM: u64 = u64::MAX;
 pub(super) const MARK_CONNECTOR: u64 = u64::MAX - 1;
+pub(super) const MARK_DEVICES: u64 = u64::MAX - 2;
 
 /// A provider over RDMA devices.
 ///
 /// Dropping it ends its connections at once. Memory registered in its domains may live on.
 pub struct Verbs {
+    options: VerbsOptions,
     // Connections first: their queue pairs go before completion queues, ids before the channel.
     pub(super) conns: Vec<Slot<Conn>>,
     pub(super) free: Vec<u32>,
-    /// Queue pairs whose helper thread is still in `connect`.
+    /// Connections that are over for the caller, but cannot be taken apart without sleeping yet.
     pub(super) parked: Vec<(ConnId, Conn)>,
+    /// What connections have left behind, if the caller ends it: whatever must not block the caller.
+    pub(super) remains: Option<Vec<Box<dyn Any + Send>>>,
     pub(super) listeners: Vec<Slot<Listener>>,
     pub(super) devices: Vec<Device>,
     pub(super) ids: HashMap<usize, Key>,
     pub(super) channel: Arc<EventChannel>,
     pub(super) connector: Connector,
+    /// `None` where the system has none.
+    pub(super) device_events: Option<DeviceEvents>,
+    /// A lost device still has connections.
+    pub(super) losing: bool,
+    /// Removed devices may be open that nobody uses.
+    pub(super) unclosed: Arc<AtomicBool>,
     pub(super) epoll: OwnedFd,
     pub(super) workspace: Workspace,
     /// Completions that are polled and not handled.
@@ -67,18 +84,14 @@ pub struct Verbs {
 pub(super) enum Key {
     Conn(u32),
     Listener(u32),
+    /// What keeps a device open: its place.
+    Device(usize),
 }
 
 /// A place in a table.
 pub(super) struct Slot<T> {
     pub(super) generation: u32,
     pub(super) content: Option<T>,
-}
-
-/// A listening id.
-pub(super) struct Listener {
-    pub(super) cm: CmId,
-    pub(super) address: SocketAddr,
 }
 
 /// What travels in an [`Incoming`]. Dropping it rejects.
@@ -99,11 +112,19 @@ impl Drop for Request {
 }
 
 impl Verbs {
-    /// Opens the connection manager.
+    /// Opens the connection manager, with default options.
     ///
     /// # Errors
     /// [`RdmaError::LibraryMissing`], [`RdmaError::Permission`], or the system has no RDMA.
     pub fn open() -> Result<Self, RdmaError> {
+        Self::open_with(VerbsOptions::default())
+    }
+
+    /// Opens the connection manager.
+    ///
+    /// # Errors
+    /// As for [`Verbs::open`].
+    pub fn open_with(options: VerbsOptions) -> Result<Self, RdmaError> {
         let failed = |error: std::io::Error| RdmaError::os(RdmaOperation::Open, &error);
         let channel = EventChannel::open()?;
         let connector = Connector::new().map_err(failed)?;
@@ -114,15 +135,25 @@ impl Verbs {
         };
         watch(channel.as_fd(), MARK_CM)?;
         watch(connector.as_fd(), MARK_CONNECTOR)?;
+        let device_events = DeviceEvents::open();
+        match &device_events {
+            Ok(events) => watch(events.as_fd(), MARK_DEVICES)?,
+            Err(error) => tracing::debug!(%error, "no device events"),
+        }
         Ok(Self {
+            options,
             conns: Vec::new(),
             free: Vec::new(),
             parked: Vec::new(),
+            remains: None,
             listeners: Vec::new(),
             devices: Vec::new(),
             ids: HashMap::new(),
             channel,
             connector,
+            device_events: device_events.ok(),
+            losing: false,
+            unclosed: Arc::default(),
             epoll,
             workspace: Workspace::new(),
             completions: VecDeque::with_capacity(256),
@@ -190,10 +221,16 @@ impl Verbs {
     /// The table's place of the device of a resolved id, opened on first use.
     pub(super) fn device_of(&mut self, cm: &CmId) -> Result<usize, RdmaError> {
         if let Some(place) = self.devices.iter().position(|device| device.serves(cm)) {
-            return Ok(place);
+            return match self.devices[place].dead {
+                false => Ok(place),
+                true => Err(RdmaError::DeviceRemoved),
+            };
         }
-        let place = self.devices.len();
-        let device = Device::of(cm)?;
+        let device = Device::of(cm, &self.options, &self.channel)?;
+        let key = device.open.as_ref().and_then(|open| open.context.key());
+        // The place of one that is gone, or a new one.
+        let vacant = self.devices.iter().position(|device| device.open.is_none());
+        let place = vacant.unwrap_or(self.devices.len());
         let watch = |fd: BorrowedFd<'_>, mark: u64| {
             let data = epoll::EventData::new_u64(mark);
             match epoll::add(&self.epoll, fd, data, epoll::EventFlags::IN) {
@@ -202,11 +239,24 @@ impl Verbs {
                 Err(error) => Err(RdmaError::os(RdmaOperation::Open, &error.into())),
             }
         };
-        watch(device.channel.as_fd(), (place as u64) << 1)?;
-        watch(device.context.async_fd(), (place as u64) << 1 | 1)?;
+        if let Some(open) = &device.open {
+            watch(open.channel.as_fd(), (place as u64) << 1)?;
+            watch(open.context.async_fd(), (place as u64) << 1 | 1)?;
+        }
         tracing::debug!(capabilities = ?device.capabilities, "device opened");
-        self.devices.push(device);
+        match self.devices.get_mut(place) {
+            Some(vacant) => *vacant = device,
+            None => self.devices.push(device),
+        }
+        self.ids.extend(key.map(|key| (key, Key::Device(place))));
         Ok(place)
+    }
+
+    /// Ends what may block to be ended: on this thread, unless the caller wants to do that.
+    pub(super) fn leave(&mut self, remains: impl Any + Send) {
+        if let Some(list) = &mut self.remains {
+            list.push(Box::new(remains));
+        }
     }
 
     /// Sets when a connection must have gone on.
@@ -218,10 +268,15 @@ impl Verbs {
         {
             conn.deadline = Some(deadline);
         }
-        self.earliest = Some(self.earliest.map_or(deadline, |e| e.min(deadline)));
+        self.wake_by(Some(deadline));
     }
 
-    fn is_iwarp(&self, conn: &Conn) -> bool {
+    /// Looks at the timers at this time at the latest.
+    pub(super) fn wake_by(&mut self, time: Option<Instant>) {
+        self.earliest = self.earliest.into_iter().chain(time).min();
+    }
+
+    pub(super) fn is_iwarp(&self, conn: &Conn) -> bool {
         conn.device
             .is_some_and(|d| self.devices[d].capabilities.fabric == Fabric::Iwarp)
     }
@@ -247,8 +302,9 @@ impl Verbs {
             capabilities.max_responder_resources,
         );
         let wish = wished(params.initiator_depth, params.responder_resources, limits);
-        if let Some(exponent) = params.ack_timeout {
-            // Where the fabric has none, the option is not known.
+        if !self.is_iwarp(conn) {
+            // An older kernel does not know the option, and has a timeout of its own.
+            let exponent = params.ack_timeout.unwrap_or(ACK_TIMEOUT);
             let _ = conn.cm.set_ack_timeout(exponent);
         }
         Ok(wish)
@@ -258,18 +314,24 @@ impl Verbs {
 impl Drop for Verbs {
     fn drop(&mut self) {
         let unfinished = |slot: &mut Slot<Conn>| {
-            let calling = slot.content.as_ref().is_some_and(|conn| conn.calling);
-            if calling { slot.content.take() } else { None }
+            let held = slot.content.as_ref().is_some_and(Conn::held);
+            if held { slot.content.take() } else { None }
         };
-        let mut calling: Vec<Conn> = self.conns.iter_mut().filter_map(unfinished).collect();
-        calling.extend(self.parked.drain(..).map(|(_, conn)| conn));
+        let mut held: Vec<Conn> = self.conns.iter_mut().filter_map(unfinished).collect();
+        held.extend(self.parked.drain(..).map(|(_, conn)| conn));
         self.conns.clear();
-        if !calling.is_empty() {
-            // Helper threads are in `connect` with these ids: their queue pairs, and what these stand on, must wait.
+        if held.is_empty() {
+            // What was registered on a lost device must not keep it open.
+            for device in self.devices.iter_mut().filter(|device| device.dead) {
+                drop(device.close());
+            }
+        } else {
+            // Helper threads are in `connect` with these ids, or destroying them would sleep: their queue pairs, and
+            // what these stand on, must wait.
             let devices = std::mem::take(&mut self.devices);
             let channel = self.channel.clone();
-            let calls = calling.len();
-            self.connector.outlive(calls, (calling, devices, channel));
+            let calls = held.iter().filter(|conn| conn.calling).count();
+            self.connector.outlive(calls, (held, devices, channel));
         }
     }
 }
@@ -284,30 +346,7 @@ impl Provider for Verbs {
         address: SocketAddr,
         options: &ListenOptions,
     ) -> Result<ListenerId, RdmaError> {
-        let failed = |error: std::io::Error| match error.raw_os_error() {
-            Some(libc::EADDRINUSE) => RdmaError::AddressInUse(address),
-            Some(libc::ENODEV | libc::EADDRNOTAVAIL | libc::ENOENT) => {
-                errors::hidden_device().unwrap_or(RdmaError::NoDevice(address))
-            }
-            _ => RdmaError::os(RdmaOperation::Listen, &error),
-        };
-        let cm = CmId::new(&self.channel).map_err(failed)?;
-        if address.is_ipv6() {
-            cm.set_one_family().map_err(failed)?;
-        }
-        if let Some(value) = options.type_of_service {
-            cm.set_type_of_service(value).map_err(failed)?;
-        }
-        cm.bind(address).map_err(failed)?;
-        // The loopback can be bound to, and listened on in vain.
-        if !address.ip().is_unspecified() && cm.verbs().is_none() {
-            return Err(errors::hidden_device().unwrap_or(RdmaError::NoDevice(address)));
-        }
-        cm.listen(options.backlog).map_err(failed)?;
-        let listener = Listener {
-            address: cm.local().unwrap_or(address),
-            cm,
-        };
+        let listener = Listener::open(&self.channel, address, options)?;
         let vacant = self
             .listeners
             .iter()
@@ -371,7 +410,10 @@ impl Provider for Verbs {
         });
         let id = self.insert(conn)?;
         // The connection manager has its own timer; this one is for a connection manager that forgets.
-        self.set_deadline(id.index, now + options.timeout * 2 + FLUSH_TIME);
+        self.set_deadline(
+            id.index,
+            after(now, options.timeout.saturating_mul(2)) + FLUSH_TIME,
+        );
         Ok(id)
     }
 
@@ -426,60 +468,15 @@ impl Provider for Verbs {
     }
 
     fn create_qp(&mut self, conn: ConnId, options: &QpOptions) -> Result<(), RdmaError> {
-        self.domain(conn)?;
-        let operation = RdmaOperation::CreateQueuePair;
-        let found = self.conn(conn).ok_or(RdmaError::Closed)?;
-        let (Some(device), Some(domain)) = (found.device, found.domain.clone()) else {
-            return Err(RdmaError::State(operation));
-        };
-        if found.state != State::Ready || found.queue_pair.is_some() {
-            return Err(RdmaError::State(operation));
-        }
-        let capabilities = &self.devices[device].capabilities;
-        let within = |asked: u32, limit: u32| {
-            if asked > limit {
-                return Err(RdmaError::Limit {
-                    operation,
-                    asked: asked.into(),
-                    limit: limit.into(),
-                });
-            }
-            Ok(asked.max(1))
-        };
-        let mut cap = sys::ibv_qp_cap {
-            max_send_wr: within(options.send_depth, capabilities.max_send_depth)?,
-            max_recv_wr: within(options.receive_depth, capabilities.max_receive_depth)?,
-            max_send_sge: options.max_gather.clamp(1, capabilities.max_gather as u32),
-            max_recv_sge: 1,
-            max_inline_data: options.inline,
-        };
-        let places = cap.max_send_wr + cap.max_recv_wr;
-        let queue = self.devices[device].reserve(places)?;
-        let found = self.conn(conn).ok_or(RdmaError::Closed)?;
-        let completions = &self.devices[device].queues[queue].queue;
-        let made = QueuePair::new(&found.cm, &domain, completions, cap).or_else(|error| {
-            // No device says how much fits inline: without.
-            if cap.max_inline_data == 0 {
-                return Err(error);
-            }
-            cap.max_inline_data = 0;
-            QueuePair::new(&found.cm, &domain, completions, cap)
-        });
-        match made {
-            Ok(queue_pair) => {
-                if let Some(found) = self.conn_mut(conn) {
-                    found.sends = Ring::with_capacity(queue_pair.send_depth);
-                    found.receives = Ring::with_capacity(queue_pair.receive_depth);
-                    found.queue_pair = Some(queue_pair);
-                    found.reserved = Some((queue, places));
-                }
-                Ok(())
-            }
-            Err(error) => {
-                self.devices[device].release(queue, places);
-                Err(RdmaError::os(operation, &error))
-            }
-        }
+        self.make_qp(conn, options)
+    }
+
+    fn begin_qp(&mut self, conn: ConnId, options: &QpOptions) -> Result<Option<QpWork>, RdmaError> {
+        self.qp_work(conn, options).map(Some)
+    }
+
+    fn finish_qp(&mut self, conn: ConnId, made: QpMade) -> Result<(), RdmaError> {
+        self.join_qp(conn, made)
     }
 
     fn connect(
@@ -507,13 +504,15 @@ impl Provider for Verbs {
             };
             found.cm.connect(&handshake).map_err(failed)?;
         }
+        let iwarp = self.is_iwarp(found);
         if let Some(found) = self.conn_mut(conn) {
             found.calling = sleeps;
+            found.unanswered = iwarp;
             found.depths = wish;
             found.state = State::Connecting;
             found.joined = true;
         }
-        self.set_deadline(conn.index, now + params.timeout);
+        self.set_deadline(conn.index, after(now, params.timeout));
         Ok(())
     }
 
@@ -524,6 +523,7 @@ impl Provider for Verbs {
         now: Instant,
     ) -> Result<(), RdmaError> {
         let wish = self.handshake(conn, params, RdmaOperation::Accept)?;
+        let iwarp = self.conn(conn).is_some_and(|found| self.is_iwarp(found));
         let found = self.conn_mut(conn).ok_or(RdmaError::Closed)?;
         let agreed = wish.within(found.depths);
         found.depths = agreed;
@@ -535,7 +535,8 @@ impl Provider for Verbs {
             responder_resources: agreed.responder,
         };
         let accepted = found.cm.accept(&handshake);
-        self.set_deadline(conn.index, now + params.timeout);
+        found.unanswered = iwarp && accepted.is_ok();
+        self.set_deadline(conn.index, after(now, params.timeout));
         if let Err(error) = accepted {
             // The peer has left meanwhile: an end like another.
             let error = RdmaError::os(RdmaOperation::Accept, &error);
@@ -579,12 +580,12 @@ impl Provider for Verbs {
         conn: ConnId,
         memory: IoPin,
         access: RemoteAccess,
-        registration: Option<Registration>,
+        prepared: &mut Option<Registration>,
     ) -> Result<Window, RdmaError> {
+        let unfit = RdmaError::State(RdmaOperation::Bind);
         let found = self.conn(conn).ok_or(RdmaError::Closed)?;
         let device = found.device.ok_or(RdmaError::State(RdmaOperation::Bind))?;
         let exposure = self.devices[device].capabilities.exposure;
-        let exact = !self.devices[device].quirks.window_ignores_range;
         let found = self.conn_mut(conn).ok_or(RdmaError::Closed)?;
         if found.state.closing() {
             return Err(RdmaError::Closed);
@@ -592,38 +593,35 @@ impl Provider for Verbs {
         if !found.owns(memory.domain()) {
             return Err(RdmaError::WrongDomain);
         }
-        match (exposure, registration) {
-            (Exposure::Registration, Some(registration)) => {
-                Ok(found.windows.open_registered(memory, registration, access))
-            }
-            (Exposure::Window, None) => {
-                let domain = found.domain.as_ref().ok_or(RdmaError::WrongDomain)?;
-                let alone = if exact {
-                    None
-                } else {
-                    // SAFETY: the window's place keeps the memory until it has dropped the registration.
-                    Some(unsafe { domain.register_for_window(&memory) }?)
-                };
-                let key = alone
-                    .as_ref()
-                    .map_or(memory.local_key(), Registration::local_key);
-                let region = domain.region(key).ok_or(RdmaError::WrongDomain)?;
-                let fresh = if found.windows.cached() {
-                    None
-                } else {
-                    Some(domain.window()?)
-                };
-                found
-                    .windows
-                    .open(memory, (region, alone), access, fresh)
-                    .ok_or(RdmaError::State(RdmaOperation::Bind))
-            }
-            _ => Err(RdmaError::State(RdmaOperation::Bind)),
+        let Some(made) = prepared.take_if(|_| exposure != Exposure::SoftwareWindow) else {
+            return Err(unfit);
+        };
+        if exposure == Exposure::Registration {
+            return Ok(found.windows.open_registered(memory, made, access));
         }
+        let domain = found.domain.as_ref().ok_or(RdmaError::WrongDomain)?;
+        let region = domain
+            .region(made.local_key())
+            .ok_or(RdmaError::WrongDomain)?;
+        let parts = made.into_guard().and_then(|guard| guard.downcast().ok());
+        let parts: Box<WindowParts> = parts.ok_or(unfit)?;
+        Ok(found.windows.open(memory, region, access, *parts))
     }
 
-    fn close_window(&mut self, conn: ConnId, window: WindowId) -> Option<IoPin> {
-        self.conn_mut(conn)?.windows.close(window)
+    fn retire_window(
+        &mut self,
+        conn: ConnId,
+        window: WindowId,
+    ) -> Option<(IoPin, Option<Registration>)> {
+        self.conn_mut(conn)?.windows.retire(window)
+    }
+
+    fn defer_remains(&mut self) {
+        self.remains = Some(Vec::new());
+    }
+
+    fn take_remains(&mut self) -> Option<Box<dyn Any + Send>> {
+        self.remains.as_mut()?.pop()
     }
 
     fn poll(&mut self, now: Instant, out: &mut VecDeque<Event>, budget: usize) -> bool {
@@ -632,6 +630,7 @@ impl Provider for Verbs {
         let more = self.complete(now, out, budget);
         self.run_timers(now);
         self.bury(now, out);
+        self.release_devices();
         more || self.pending()
     }
 
@@ -649,15 +648,13 @@ impl Provider for Verbs {
             return Ok(Armed::Ready);
         }
         for device in self.devices.iter_mut().filter(|device| !device.dead) {
-            for queue in device.queues.iter_mut().filter(|queue| !queue.armed) {
-                queue
-                    .queue
-                    .request_notification()
-                    .map_err(|error| RdmaError::os(RdmaOperation::Wait, &error))?;
-                queue.armed = true;
-                // What came before is not announced.
-                queue.queue.poll(&mut self.scratch)?;
-                self.completions.extend(self.scratch.drain(..));
+            for queue in &mut device.queues {
+                if queue.arm()?
+                    && let Some(queue) = queue.get()
+                {
+                    queue.poll(&mut self.scratch)?;
+                    self.completions.extend(self.scratch.drain(..));
+                }
             }
         }
         Ok(if self.pending() {
@@ -675,10 +672,11 @@ impl Provider for Verbs {
         let Some(found) = self.conn_mut(conn) else {
             return;
         };
+        // Also where it has failed already, which nobody was told: the peer may have left just before `accept`.
+        found.reason = Some(LossReason::Local);
         match (found.state, how) {
-            (State::Flushing, _) => {}
+            (State::Flushing, _) => self.recheck = true,
             (State::Established, Close::Drain(deadline)) => {
-                found.blame(Some(LossReason::Local));
                 found.state = State::Draining;
                 self.set_deadline(conn.index, deadline);
                 self.start_closing(conn.index);
@@ -686,7 +684,7 @@ impl Provider for Verbs {
             (State::Draining | State::Leaving, Close::Drain(deadline)) => {
                 self.set_deadline(conn.index, deadline);
             }
-            _ => self.lose(conn.index, Some(LossReason::Local), now),
+            _ => self.lose(conn.index, None, now),
         }
     }
 }

@@ -1,5 +1,7 @@
-//! What devices do other than the specifications say, by vendor number; each entry has its test.
+//! What devices do other than the specifications say, by vendor number. `quirk_list` has what people are told, and the tests.
 
+use super::VerbsOptions;
+use super::quirk_list::{self as list, Quirk};
 use super::sys;
 use crate::rdma::Fabric;
 
@@ -31,13 +33,18 @@ pub(super) struct Quirks {
     pub(super) window_ignores_range: bool,
     /// Whether `rdma_connect` sleeps until the peer has answered.
     pub(super) connect_sleeps: bool,
+    /// Bytes of payload from which a request must be signalled: without, its memory is still read after a younger
+    /// request's completion has said that it was done.
+    pub(super) signalled_from: usize,
+    /// Whether an acceptor's first message may lie unread until more arrives.
+    pub(super) overlooks_first: bool,
     /// For people.
     pub(super) notes: Vec<&'static str>,
 }
 
 impl Quirks {
-    /// Those of a device.
-    pub(super) fn of(vendor: u32, fabric: Fabric) -> Self {
+    /// Those of a device, used with these options.
+    pub(super) fn of(vendor: u32, fabric: Fabric, options: &VerbsOptions) -> Self {
         let iwarp = fabric == Fabric::Iwarp;
         let mut quirks = Self {
             invalidation_bits: sys::WC_WITH_INV,
@@ -48,12 +55,14 @@ impl Quirks {
             read_sink_is_remote: iwarp,
             window_ignores_range: false,
             connect_sleeps: false,
+            signalled_from: usize::MAX,
+            overlooks_first: false,
             notes: Vec::new(),
         };
         if iwarp {
-            quirks
-                .notes
-                .push("iWARP answers with the depths of RDMA reads from the peer's side");
+            quirks.has(&list::IWARP_DEPTHS);
+            quirks.has(&list::IWARP_SLEEPS);
+            quirks.has(&list::SIW_OVERLOOKS);
         }
         match (vendor, iwarp) {
             (VENDOR_RXE | 0, false) => {
@@ -61,15 +70,19 @@ impl Quirks {
                 quirks.invalidation_bits |= 1 << 2;
                 // It looks the window up for the direction, and then checks the range of the region only.
                 quirks.window_ignores_range = true;
-                quirks.notes.push(
-                    "soft-RoCE does not check a window's range: bound to a region of its own",
-                );
-                quirks
-                    .notes
-                    .push("soft-RoCE reports remote invalidation with bit 0x4");
-                quirks
-                    .notes
-                    .push("soft-RoCE crashes on invalidating a window that is free: never done");
+                // A peer's invalidation is not checked against the window's connection, nor against its state, and one
+                // that is free already has the kernel follow a null pointer. Its rkey is the peer's to know or to guess.
+                quirks.windows = options.soft_roce_windows;
+                if !quirks.windows {
+                    quirks.has(&list::RXE_NO_WINDOWS);
+                    return quirks;
+                }
+                quirks.has(&list::RXE_FREE_WINDOW);
+                quirks.has(&list::RXE_RANGE);
+                quirks.has(&list::RXE_BIT);
+                // Its requester goes back to the oldest request that is not acknowledged, and does not step over local
+                // ones that are done. An invalidation waits for its elders there, a bind does not.
+                quirks.has(&list::RXE_REPEATED_BIND);
             }
             (VENDOR_SIW, true) => {
                 quirks.invalidation_bits = 0;
@@ -77,47 +90,43 @@ impl Quirks {
                 // Its check of the sink is for local write access only, so that remote rights are not given.
                 quirks.read_sink_is_remote = false;
                 quirks.connect_sleeps = true;
-                quirks
-                    .notes
-                    .push("soft-iWARP completes Sends and Writes before elder Reads: put in order");
-                quirks
-                    .notes
-                    .push("soft-iWARP serves more RDMA reads than were accepted, if the peer asks");
-                quirks
-                    .notes
-                    .push("soft-iWARP lets the peer read what is exposed for writing");
-                quirks
-                    .notes
-                    .push("soft-iWARP has no windows and does not report remote invalidation");
-                quirks
-                    .notes
-                    .push("soft-iWARP connects TCP inside the call: done on a helper thread");
+                quirks.overlooks_first = true;
+                quirks.has(&list::SIW_OVERLOOKS_FIRST);
+                // What is not signalled it gives to TCP by reference, from one page on, and TCP sends and repeats it
+                // when it likes. The payload of a signalled request is copied.
+                quirks.signalled_from = 4096;
+                quirks.has(&list::SIW_SIGNALLED);
+                quirks.has(&list::SIW_ORDER);
+                quirks.has(&list::SIW_READS);
+                quirks.has(&list::SIW_RIGHTS);
+                quirks.has(&list::SIW_NO_WINDOWS);
+                quirks.has(&list::SIW_CONNECT);
             }
             (VENDOR_BROADCOM, _) => {
                 quirks.invalidation_bits = 0;
                 quirks.windows = false;
                 quirks.send_with_invalidate = false;
-                quirks
-                    .notes
-                    .push("bnxt_re loses the queue pair on a Send with invalidate: not used");
+                quirks.has(&list::BNXT_INVALIDATE);
             }
             (VENDOR_CHELSIO, _) => {
                 quirks.windows = false;
-                quirks
-                    .notes
-                    .push("cxgb4 cannot bind windows from user space: not used");
+                quirks.has(&list::CXGB4_BIND);
             }
             (VENDOR_QLOGIC, _) => {
                 quirks.windows = false;
-                quirks.notes.push("qedr cannot bind windows: not used");
+                quirks.has(&list::QEDR_BIND);
             }
             (VENDOR_HISILICON, _) => {
                 quirks.windows = false;
-                quirks.notes.push("hns has lost its windows: not used");
+                quirks.has(&list::HNS_WINDOWS);
             }
             _ => {}
         }
         quirks
+    }
+
+    fn has(&mut self, quirk: &Quirk) {
+        self.notes.push(quirk.note);
     }
 
     /// The key that a received message invalidated.
@@ -130,9 +139,16 @@ impl Quirks {
 mod tests {
     use super::*;
 
+    const PLAIN: VerbsOptions = VerbsOptions {
+        soft_roce_windows: false,
+    };
+    const WITH_WINDOWS: VerbsOptions = VerbsOptions {
+        soft_roce_windows: true,
+    };
+
     #[test]
     fn soft_roce_tells_of_invalidation_with_another_bit() {
-        let quirks = Quirks::of(VENDOR_RXE, Fabric::Roce);
+        let quirks = Quirks::of(VENDOR_RXE, Fabric::Roce, &WITH_WINDOWS);
         // Seen in the completion of a Send with invalidate: 0x5, with the right key.
         assert_eq!(quirks.invalidated(0x5, 7), Some(7));
         assert_eq!(quirks.invalidated(0x8, 7), Some(7));
@@ -142,8 +158,19 @@ mod tests {
     }
 
     #[test]
+    fn soft_roce_has_windows_only_where_they_are_asked_for() {
+        let quirks = Quirks::of(VENDOR_RXE, Fabric::Roce, &PLAIN);
+        assert!(!quirks.windows && quirks.send_with_invalidate);
+        // It is no matter of others.
+        for options in [&PLAIN, &WITH_WINDOWS] {
+            assert!(Quirks::of(0x02c9, Fabric::Roce, options).windows);
+            assert!(!Quirks::of(VENDOR_SIW, Fabric::Iwarp, options).windows);
+        }
+    }
+
+    #[test]
     fn others_mean_a_checksum_with_that_bit() {
-        let quirks = Quirks::of(0x02c9, Fabric::Roce);
+        let quirks = Quirks::of(0x02c9, Fabric::Roce, &PLAIN);
         assert_eq!(quirks.invalidated(0x4, 7), None);
         assert_eq!(quirks.invalidated(0x8, 7), Some(7));
         assert!(quirks.notes.is_empty());
@@ -151,23 +178,45 @@ mod tests {
 
     #[test]
     fn soft_iwarp_never_tells_and_has_no_windows() {
-        let quirks = Quirks::of(VENDOR_SIW, Fabric::Iwarp);
+        let quirks = Quirks::of(VENDOR_SIW, Fabric::Iwarp, &PLAIN);
         assert_eq!(quirks.invalidated(u32::MAX, 7), None);
         assert!(!quirks.windows && quirks.connect_sleeps && !quirks.read_sink_is_remote);
     }
 
     #[test]
+    fn soft_iwarp_must_signal_what_it_would_send_by_reference() {
+        assert_eq!(
+            Quirks::of(VENDOR_SIW, Fabric::Iwarp, &PLAIN).signalled_from,
+            4096
+        );
+        for (vendor, fabric) in [(VENDOR_RXE, Fabric::Roce), (0x8086, Fabric::Iwarp)] {
+            assert_eq!(
+                Quirks::of(vendor, fabric, &PLAIN).signalled_from,
+                usize::MAX
+            );
+        }
+    }
+
+    #[test]
+    fn soft_iwarp_alone_overlooks_what_follows_its_answer() {
+        assert!(Quirks::of(VENDOR_SIW, Fabric::Iwarp, &PLAIN).overlooks_first);
+        for (vendor, fabric) in [(VENDOR_RXE, Fabric::Roce), (0x8086, Fabric::Iwarp)] {
+            assert!(!Quirks::of(vendor, fabric, &PLAIN).overlooks_first);
+        }
+    }
+
+    #[test]
     fn iwarp_cards_need_remote_write_on_read_sinks() {
-        assert!(Quirks::of(0x8086, Fabric::Iwarp).read_sink_is_remote);
-        assert!(!Quirks::of(0x8086, Fabric::Roce).read_sink_is_remote);
+        assert!(Quirks::of(0x8086, Fabric::Iwarp, &PLAIN).read_sink_is_remote);
+        assert!(!Quirks::of(0x8086, Fabric::Roce, &PLAIN).read_sink_is_remote);
     }
 
     #[test]
     fn devices_whose_send_with_invalidate_or_windows_fail_do_not_use_them() {
-        let bnxt = Quirks::of(VENDOR_BROADCOM, Fabric::Roce);
+        let bnxt = Quirks::of(VENDOR_BROADCOM, Fabric::Roce, &PLAIN);
         assert!(!bnxt.send_with_invalidate && !bnxt.windows && bnxt.invalidation_bits == 0);
         for vendor in [VENDOR_CHELSIO, VENDOR_QLOGIC, VENDOR_HISILICON] {
-            let quirks = Quirks::of(vendor, Fabric::Roce);
+            let quirks = Quirks::of(vendor, Fabric::Roce, &PLAIN);
             assert!(!quirks.windows && quirks.send_with_invalidate);
         }
     }

@@ -5,6 +5,8 @@
 //! (libibverbs returns a positive number, some device libraries a negative one, librdmacm -1 and `errno`), and the
 //! flags are plain integers.
 
+#[cfg(test)]
+pub(super) use rdma_sys::ibv_query_qp;
 pub(super) use rdma_sys::rdma_cm_event_type as cm_event;
 pub(super) use rdma_sys::{bind_mw_t, ibv_wc_status as wc_status, ibv_wr_opcode as wr_opcode};
 pub(super) use rdma_sys::{
@@ -52,9 +54,14 @@ pub(super) const DEVICE_MEM_WINDOW_TYPE_2B: u32 = 1 << 24;
 pub(super) const DEVICE_MEM_MGT_EXTENSIONS: u32 = 1 << 21;
 
 pub(super) const QP_STATE: i32 = 1;
+#[cfg(test)]
+pub(super) const QP_AV: i32 = 1 << 7;
+#[cfg(test)]
+pub(super) const QP_TIMEOUT: i32 = 1 << 9;
 
 pub(super) const PORT_ACTIVE: u32 = 4;
 
+pub(super) const LINK_LAYER_INFINIBAND: u8 = 1;
 pub(super) const LINK_LAYER_ETHERNET: u8 = 2;
 
 pub(super) const OPTION_ID: i32 = 0;
@@ -98,7 +105,7 @@ pub(super) fn cm_result(returned: i32) -> std::io::Result<()> {
 }
 
 /// Whether librdmacm could be loaded. The FFI crate loads it on first use and calls nothing if it is not there.
-pub(super) fn library_present() -> bool {
+pub fn library_present() -> bool {
     ["librdmacm.so.1", "librdmacm.so"].iter().any(|name| {
         let Ok(name) = std::ffi::CString::new(*name) else {
             return false;

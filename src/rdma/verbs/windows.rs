@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 
-use super::resources::{MemoryWindow, RegionPtr};
+use super::domain::{MemoryWindow, RegionPtr, WindowParts};
 use super::sys;
 use crate::rdma::{IoPin, Registration, RemoteAccess, Window, WindowId};
 
@@ -13,10 +13,8 @@ use crate::rdma::{IoPin, Registration, RemoteAccess, Window, WindowId};
 #[derive(Default)]
 pub(super) struct Windows {
     places: Vec<Place>,
-    /// Free places whose window can be bound again.
+    /// Free places.
     free: Vec<u32>,
-    /// Free places without a window.
-    bare: Vec<u32>,
     /// Bound windows by key.
     keys: HashMap<u32, u32>,
 }
@@ -26,6 +24,7 @@ struct Place {
     state: State,
     // Dropped in this order: a window before the memory it may be bound to.
     window: Option<MemoryWindow>,
+    /// Of the memory alone.
     registration: Option<Registration>,
     memory: Option<IoPin>,
     region: Option<RegionPtr>,
@@ -60,35 +59,23 @@ pub(super) enum Invalidation {
 }
 
 impl Windows {
-    /// A window left from before, to be bound again.
-    pub(super) fn cached(&self) -> bool {
-        !self.free.is_empty()
-    }
-
-    /// Opens a window over memory of `region`, which is `registration` if there is one for this window alone: a
-    /// window left from before, or `fresh`.
+    /// Opens a window over memory of `region`, with what was made for it.
     pub(super) fn open(
         &mut self,
         memory: IoPin,
-        (region, registration): (RegionPtr, Option<Registration>),
+        region: RegionPtr,
         access: RemoteAccess,
-        fresh: Option<MemoryWindow>,
-    ) -> Option<Window> {
-        let index = match fresh {
-            Some(window) => {
-                let index = self.vacate();
-                self.places[index as usize].window = Some(window);
-                index
-            }
-            None => self.free.pop()?,
-        };
+        parts: WindowParts,
+    ) -> Window {
+        let index = self.vacate();
         let place = &mut self.places[index as usize];
-        place.key = sys::next_key(place.window.as_ref()?.key());
+        place.key = sys::next_key(parts.window.key());
+        place.window = Some(parts.window);
         place.region = Some(region);
-        place.registration = registration;
+        place.registration = parts.alone;
         place.access = access;
         place.state = State::Open;
-        Some(place.take_in(index, memory))
+        place.take_in(index, memory)
     }
 
     /// Takes a registration of the memory in, whose key the peer may use at once.
@@ -107,24 +94,21 @@ impl Windows {
         place.take_in(index, memory)
     }
 
-    /// Ends an exposure without access, and gives the memory back.
-    pub(super) fn close(&mut self, id: WindowId) -> Option<IoPin> {
+    /// Ends an exposure without access, and gives the memory back together with what must be dropped before it is used.
+    pub(super) fn retire(&mut self, id: WindowId) -> Option<(IoPin, Option<Registration>)> {
         let place = self.place(id)?;
         if !matches!(place.state, State::Open | State::Free | State::Registered) {
             return None;
         }
         place.state = State::Vacant;
         place.generation = place.generation.wrapping_add(1);
-        // Deregistered first: then the peer's access is over.
-        place.registration = None;
         place.region = None;
-        let memory = place.memory.take();
-        let list = match place.window {
-            Some(_) => &mut self.free,
-            None => &mut self.bare,
-        };
-        list.push(id.index);
-        memory
+        let (memory, mut rest) = (place.memory.take(), place.registration.take());
+        if let Some(surplus) = place.window.take().and_then(MemoryWindow::spare) {
+            rest = Some(Registration::new(0, 0, Some(Box::new((surplus, rest)))));
+        }
+        self.free.push(id.index);
+        Some((memory?, rest))
     }
 
     /// What a bind request says. The window counts as bound from now on.
@@ -229,9 +213,9 @@ impl Windows {
         (place.generation == id.generation && place.state != State::Vacant).then_some(place)
     }
 
-    /// A place without a window.
+    /// A free place.
     fn vacate(&mut self) -> u32 {
-        if let Some(index) = self.bare.pop() {
+        if let Some(index) = self.free.pop() {
             return index;
         }
         self.places.push(Place {
@@ -282,8 +266,8 @@ mod tests {
         let window = windows.open_registered(pin(), registration, RemoteAccess::Write);
         assert_eq!((window.key, window.len, window.needs_bind), (2, 64, false));
         assert!(windows.bind(window.id).is_none() && windows.invalidation(window.id).is_none());
-        assert!(windows.close(window.id).is_some());
-        assert!(windows.close(window.id).is_none());
+        assert!(windows.retire(window.id).is_some());
+        assert!(windows.retire(window.id).is_none());
         let again =
             windows.open_registered(pin(), Registration::new(1, 3, None), RemoteAccess::Read);
         assert_eq!(again.id.index, window.id.index);
@@ -297,6 +281,5 @@ mod tests {
         let window = windows.open_registered(pin(), registration, RemoteAccess::Write);
         windows.invalidated_by_peer(2);
         assert_eq!(windows.invalidation(window.id), None);
-        assert!(!windows.cached());
     }
 }

@@ -11,10 +11,11 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 
+use super::guests::Guest;
 use super::state::{Decision, Frame, Incoming, ReadEnd, Shared, State};
 use super::writer::LOOK;
-use super::{MAX_MESSAGE, MAX_PREFIX, TcpOptions, reader, writer};
-use crate::rdma::IoBuf;
+use super::{MAX_MESSAGE, MAX_PREFIX, TcpOptions, keepalive, reader, writer};
+use crate::rdma::{IoBuf, IoBytes, ReadOnlyMemory, UserMemory};
 use crate::transport::ext::block_on;
 use crate::transport::{
     ApiMisuse, Close, DisconnectReason, Error, Info, Limits, Message, Op, OutMessage, Stats,
@@ -27,7 +28,7 @@ use crate::transport::{
 /// A peer may end its own side and wait for answers: after [`Transport::poll_recv`] gave `None`,
 /// sending goes on to work until this side closes.
 pub struct Tcp {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
 }
 
 /// What [`Tcp::recv_into`] received.
@@ -50,11 +51,21 @@ impl Tcp {
     /// # Errors
     /// The operation ends with [`Error::Os`] if the peer cannot be reached or refuses.
     pub fn connect(to: SocketAddr, options: TcpOptions) -> Op<Self> {
+        Self::connect_as(to, options, |connection| connection)
+    }
+
+    /// Connects, and gives the connection the form that is waited for.
+    pub(super) fn connect_as<T: Send + 'static>(
+        to: SocketAddr,
+        options: TcpOptions,
+        form: fn(Self) -> T,
+    ) -> Op<T> {
         let (op, completer) = Op::pending();
         let connect = move || {
             let result = TcpStream::connect_timeout(&to, options.connect_timeout)
                 .map_err(|error| os_error(&error))
-                .and_then(|stream| Self::from_stream(stream, options));
+                .and_then(|stream| Self::from_stream(stream, options))
+                .map(form);
             if let Some(waker) = completer.complete(result) {
                 waker.wake();
             }
@@ -73,18 +84,48 @@ impl Tcp {
     ///
     /// # Errors
     /// [`Error::Os`] if the stream is not connected or a thread cannot be started.
-    pub fn from_stream(stream: TcpStream, mut options: TcpOptions) -> Result<Self, Error> {
+    pub fn from_stream(stream: TcpStream, options: TcpOptions) -> Result<Self, Error> {
+        Self::of_guest(stream, options, None)
+    }
+
+    /// A connection that has a place among those of a listener.
+    pub(super) fn of_guest(
+        stream: TcpStream,
+        options: TcpOptions,
+        guest: Option<Guest>,
+    ) -> Result<Self, Error> {
+        Self::at_rest(stream, options, guest)?.begin(spawn)
+    }
+
+    /// Starts the threads.
+    pub(super) fn begin(
+        self,
+        spawn: impl Fn(&str, Arc<Shared>, fn(&Arc<Shared>)) -> Result<(), Error>,
+    ) -> Result<Self, Error> {
+        let started = spawn("smb-tcp-read", self.shared.clone(), reader::run)
+            .and_then(|()| spawn("smb-tcp-write", self.shared.clone(), writer::run));
+        if started.is_err() {
+            // Closing in order is the writer's work: without it the reader would wait for the peer, for
+            // as long as that likes.
+            self.close(Close::Abort);
+        }
+        started.map(|()| self)
+    }
+
+    /// A connection that nobody reads or writes yet.
+    pub(super) fn at_rest(
+        stream: TcpStream,
+        mut options: TcpOptions,
+        guest: Option<Guest>,
+    ) -> Result<Self, Error> {
         options.max_send = options.max_send.min(MAX_MESSAGE);
         options.max_receive = options.max_receive.min(MAX_MESSAGE);
-        let info = prepare(&stream).map_err(|error| os_error(&error))?;
-        let shared = Arc::new(Shared::new(stream, info, options));
-        // From here on a failure drops this, which ends the threads.
-        let connection = Self {
-            shared: shared.clone(),
-        };
-        spawn("smb-tcp-read", shared.clone(), reader::run)?;
-        spawn("smb-tcp-write", shared, writer::run)?;
-        Ok(connection)
+        // Without room for a byte nothing would ever move.
+        options.send_queue = options.send_queue.max(1);
+        options.receive_queue = options.receive_queue.max(1);
+        let info = prepare(&stream, &options).map_err(|error| os_error(&error))?;
+        let shared = Arc::new(Shared::new(stream, info, options, guest));
+        Ok(Self { shared })
     }
 
     /// As [`Transport::poll_recv`], with a say in where the payload goes: as soon as the first
@@ -172,7 +213,7 @@ impl Tcp {
     fn pop(&self, state: &mut State) -> Option<Incoming> {
         let message = state.incoming.pop_front()?;
         let full = state.incoming_bytes >= self.shared.options.receive_queue;
-        state.incoming_bytes -= message.len();
+        state.incoming_bytes -= message.cost();
         if full && state.incoming_bytes < self.shared.options.receive_queue {
             self.shared.reader.notify_all();
         }
@@ -210,7 +251,7 @@ impl Transport for Tcp {
         if state.outgoing_bytes < self.shared.options.send_queue {
             return Poll::Ready(Ok(()));
         }
-        state.ready_waker = Some(cx.waker().clone());
+        state.ready.add(cx.waker());
         Poll::Pending
     }
 
@@ -274,7 +315,7 @@ impl Transport for Tcp {
         match &state.reason {
             Some(reason) => Poll::Ready(reason.clone()),
             None => {
-                state.closed_waker = Some(cx.waker().clone());
+                state.closed.add(cx.waker());
                 Poll::Pending
             }
         }
@@ -317,6 +358,24 @@ impl Transport for Tcp {
 
     fn allocate(&self, len: usize) -> Op<IoBuf> {
         Op::ready(self.shared.options.heap.take(len).map_err(Error::Rdma))
+    }
+
+    fn register(&self, memory: UserMemory) -> Op<IoBuf> {
+        let domain = self.shared.options.heap.domain();
+        Op::ready(if memory.is_empty() {
+            Err(ApiMisuse::EmptyRegistration.into())
+        } else {
+            memory.register(domain, None).map_err(Error::Rdma)
+        })
+    }
+
+    fn register_read_only(&self, memory: ReadOnlyMemory) -> Op<IoBytes> {
+        let domain = self.shared.options.heap.domain();
+        Op::ready(if memory.is_empty() {
+            Err(ApiMisuse::EmptyRegistration.into())
+        } else {
+            memory.register(domain, None).map_err(Error::Rdma)
+        })
     }
 
     fn stats(&self) -> Stats {
@@ -385,9 +444,10 @@ fn place(
     Received::Message(Message::new(bytes, None))
 }
 
-fn prepare(stream: &TcpStream) -> io::Result<Info> {
+fn prepare(stream: &TcpStream, options: &TcpOptions) -> io::Result<Info> {
     stream.set_nonblocking(false)?;
     stream.set_nodelay(true)?;
+    keepalive::set(stream, options)?;
     stream.set_read_timeout(None)?;
     // A write that blocks must notice that the time for closing is over.
     stream.set_write_timeout(Some(LOOK))?;
@@ -401,7 +461,7 @@ fn prepare(stream: &TcpStream) -> io::Result<Info> {
     })
 }
 
-fn spawn(name: &str, shared: Arc<Shared>, run: fn(&Arc<Shared>)) -> Result<(), Error> {
+pub(super) fn spawn(name: &str, shared: Arc<Shared>, run: fn(&Arc<Shared>)) -> Result<(), Error> {
     let thread = thread::Builder::new().name(name.into());
     thread
         .spawn(move || run(&shared))

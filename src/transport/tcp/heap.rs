@@ -52,6 +52,10 @@ impl Heap {
         Ok(buf)
     }
 
+    pub(super) fn domain(&self) -> &Arc<dyn Domain> {
+        &self.shared.domain
+    }
+
     fn slot(&self, len: usize) -> Result<IoBuf, RdmaError> {
         let Some(bits) = class(len) else {
             return self.once(len);

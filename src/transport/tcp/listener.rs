@@ -3,13 +3,14 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::io::{self, ErrorKind};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 use std::thread;
 use std::time::Duration;
 
 use super::connection::os_error;
+use super::guests::{Guest, Guests};
 use super::{Tcp, TcpOptions};
 use crate::transport::{Error, Listener, Transport};
 
@@ -22,10 +23,13 @@ const PAUSE: Duration = Duration::from_millis(100);
 pub struct TcpListener {
     shared: Arc<Shared>,
     addresses: Vec<SocketAddr>,
+    /// The threads own them.
+    sockets: Vec<Weak<std::net::TcpListener>>,
 }
 
 struct Shared {
     options: TcpOptions,
+    guests: Arc<Guests>,
     state: Mutex<State>,
     /// There is room for another connection, or the listener was closed.
     room: Condvar,
@@ -33,7 +37,7 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    waiting: VecDeque<TcpStream>,
+    waiting: VecDeque<(TcpStream, Guest)>,
     failure: Option<Error>,
     closed: bool,
     waker: Option<Waker>,
@@ -43,16 +47,21 @@ impl TcpListener {
     /// Listens on all of the addresses; port 0 takes any free one.
     ///
     /// # Errors
-    /// [`Error::Os`]: an address is in use or not of this machine, or the port needs privileges.
+    /// [`Error::Listen`]: an address is in use or not of this machine, or the port needs privileges.
+    /// [`Error::Os`]: no descriptors or threads are left.
     pub fn bind(addresses: &[SocketAddr], options: TcpOptions) -> Result<Self, Error> {
         let mut sockets = Vec::with_capacity(addresses.len());
         for address in addresses {
-            let socket = std::net::TcpListener::bind(address).map_err(|e| os_error(&e))?;
+            let socket = std::net::TcpListener::bind(address).map_err(|error| Error::Listen {
+                address: *address,
+                errno: error.raw_os_error().unwrap_or(libc::EIO),
+            })?;
             let local = socket.local_addr().map_err(|e| os_error(&e))?;
-            sockets.push((socket, local));
+            sockets.push((Arc::new(socket), local));
         }
         let shared = Arc::new(Shared {
             options,
+            guests: Arc::default(),
             state: Mutex::default(),
             room: Condvar::new(),
         });
@@ -61,6 +70,9 @@ impl TcpListener {
         let listener = Self {
             shared: shared.clone(),
             addresses,
+            sockets: (sockets.iter())
+                .map(|(socket, _)| Arc::downgrade(socket))
+                .collect(),
         };
         for (socket, _) in sockets {
             let shared = shared.clone();
@@ -77,7 +89,7 @@ impl Listener for TcpListener {
     fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<Result<Arc<dyn Transport>, Error>> {
         loop {
             let mut state = self.shared.lock();
-            let Some(stream) = state.waiting.pop_front() else {
+            let Some((stream, guest)) = state.waiting.pop_front() else {
                 if let Some(failure) = &state.failure {
                     return Poll::Ready(Err(failure.clone()));
                 }
@@ -86,7 +98,7 @@ impl Listener for TcpListener {
             };
             drop(state);
             self.shared.room.notify_all();
-            match Tcp::from_stream(stream, self.shared.options.clone()) {
+            match Tcp::of_guest(stream, self.shared.options.clone(), Some(guest)) {
                 Ok(connection) => return Poll::Ready(Ok(Arc::new(connection))),
                 Err(error) => tracing::warn!(%error, "a TCP connection could not be set up"),
             }
@@ -109,9 +121,9 @@ impl Listener for TcpListener {
         let waker = state.waker.take();
         drop(state);
         self.shared.room.notify_all();
-        for address in &self.addresses {
-            // The standard library cannot interrupt an accept: a connection of our own does.
-            let _ = TcpStream::connect_timeout(&reachable(*address), PAUSE);
+        for socket in self.sockets.iter().filter_map(Weak::upgrade) {
+            // Ends the accept that the thread waits in; an error means that it has ended already.
+            let _ = rustix::net::shutdown(&*socket, rustix::net::Shutdown::Both);
         }
         if let Some(waker) = waker {
             waker.wake();
@@ -134,6 +146,15 @@ impl fmt::Debug for TcpListener {
 }
 
 impl Shared {
+    fn admit(&self, peer: IpAddr) -> Option<Guest> {
+        let options = &self.options;
+        if !options.filter.admits(peer) {
+            return None;
+        }
+        let (of_peer, all) = (options.max_connections_per_peer, options.max_connections);
+        self.guests.enter(peer, of_peer, all)
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         // The state is valid at every moment, so a panic elsewhere does not spoil it.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -143,6 +164,20 @@ impl Shared {
 fn run(shared: &Shared, socket: &std::net::TcpListener) {
     loop {
         let accepted = socket.accept();
+        if shared.lock().closed {
+            return;
+        }
+        // The filter is the application's: it runs without the lock.
+        let accepted = match accepted {
+            Ok((stream, peer)) => match shared.admit(peer.ip()) {
+                Some(guest) => Ok((stream, guest)),
+                None => {
+                    tracing::debug!(%peer, "turned away: not allowed, or too many connections");
+                    continue;
+                }
+            },
+            Err(error) => Err(error),
+        };
         let mut state = shared.lock();
         while state.waiting.len() >= WAITING && !state.closed {
             state = shared
@@ -154,7 +189,7 @@ fn run(shared: &Shared, socket: &std::net::TcpListener) {
             return;
         }
         match accepted {
-            Ok((stream, _)) => state.waiting.push_back(stream),
+            Ok(waiting) => state.waiting.push_back(waiting),
             Err(error) if passes(&error) => {}
             Err(error) if short_of_something(&error) => {
                 tracing::warn!(%error, "cannot accept TCP connections now");
@@ -194,15 +229,4 @@ fn short_of_something(error: &io::Error) -> bool {
         error.raw_os_error(),
         Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)
     )
-}
-
-/// Where this machine reaches its own listener.
-fn reachable(mut address: SocketAddr) -> SocketAddr {
-    if address.ip().is_unspecified() {
-        address.set_ip(match address {
-            SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
-            SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
-        });
-    }
-    address
 }

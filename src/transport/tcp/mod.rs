@@ -2,8 +2,9 @@
 //!
 //! Messages are framed as on port 445: a zero byte, the length as 24 bits in network order, then
 //! the message ([MS-SMB2] 2.1). A connection has two threads, one that reads and one that writes,
-//! with blocking sockets of the standard library: no runtime, no `unsafe`. May import the
-//! transport's plain types and `rdma`'s memory.
+//! with blocking sockets of the standard library: no runtime, no `unsafe`. TCP's own keepalive
+//! finds out about dead peers. May import the transport's plain types, and memory and accept
+//! filter of `rdma`.
 //!
 //! ```no_run
 //! use smbdirect::transport::{TransportExt, tcp::{self, Tcp, TcpOptions}};
@@ -16,8 +17,14 @@
 //! ```
 
 mod connection;
+mod connector;
 mod frame;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
+mod guests;
 mod heap;
+mod keepalive;
 mod listener;
 mod options;
 mod reader;
@@ -27,6 +34,7 @@ mod tests;
 mod writer;
 
 pub use connection::{Received, Tcp};
+pub use connector::TcpConnector;
 pub use frame::MAX_MESSAGE;
 pub use heap::Heap;
 pub use listener::TcpListener;

@@ -95,7 +95,7 @@ fn next(shared: &Arc<Shared>, stage: &mut Stage<'_>) -> Result<bool, DisconnectR
         true => state.stats.copied_bytes += len as u64,
         false => state.stats.zero_copy_bytes += len as u64,
     }
-    state.incoming_bytes += message.len();
+    state.incoming_bytes += message.cost();
     state.incoming.push_back(message);
     let wake = state.wake_receiver();
     drop(state);
@@ -261,6 +261,14 @@ impl Stage<'_> {
 fn read(shared: &Shared, into: &mut [u8]) -> Result<usize, DisconnectReason> {
     loop {
         match (&shared.stream).read(into) {
+            // Without a peer this is no end in order: the system tells why a connection ended once,
+            // and the writer was told.
+            Ok(0) if shared.stream.peer_addr().is_err() => {
+                return match shared.reason_of_the_other(&shared.reader) {
+                    Some(reason) => Err(reason),
+                    None => Ok(0),
+                };
+            }
             Ok(read) => return Ok(read),
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) => return Err(reason(&error)),

@@ -4,19 +4,25 @@ use std::collections::VecDeque;
 use std::net::{Shutdown, TcpStream};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
 use super::TcpOptions;
+use super::guests::Guest;
 use crate::rdma::IoBuf;
-use crate::transport::{DisconnectReason, Gather, Info, Stats};
+use crate::transport::{DisconnectReason, Gather, Info, Stats, Waiting};
+
+/// How long one thread waits for what the other one knows.
+const MOMENT: Duration = Duration::from_millis(100);
 
 /// One connection.
 pub(super) struct Shared {
     pub(super) stream: TcpStream,
     pub(super) info: Info,
     pub(super) options: TcpOptions,
+    /// Its place among the connections of a listener.
+    _guest: Option<Guest>,
     state: Mutex<State>,
     /// The reader may go on: room in the queue, a decision, the end.
     pub(super) reader: Condvar,
@@ -32,7 +38,7 @@ pub(super) struct State {
     pub(super) outgoing_bytes: usize,
     /// Messages that wait to be received.
     pub(super) incoming: VecDeque<Incoming>,
-    /// Bytes in `incoming`.
+    /// What `incoming` holds: [`Incoming::cost`].
     pub(super) incoming_bytes: usize,
     /// Prefix of the messages whose payload waits for a decision; `None` while nobody asked.
     pub(super) prefix_len: Option<usize>,
@@ -52,8 +58,9 @@ pub(super) struct State {
     pub(super) reason: Option<DisconnectReason>,
     pub(super) stats: Stats,
     pub(super) recv_waker: Option<Waker>,
-    pub(super) ready_waker: Option<Waker>,
-    pub(super) closed_waker: Option<Waker>,
+    /// Who waits for room, or for the end.
+    pub(super) ready: Waiting,
+    pub(super) closed: Waiting,
 }
 
 /// A message to send.
@@ -94,20 +101,38 @@ pub(super) enum ReadEnd {
 /// Who is to be woken once the lock is released.
 #[derive(Default)]
 #[must_use]
-pub(super) struct Wake([Option<Waker>; 3]);
+pub(super) struct Wake {
+    receiver: Option<Waker>,
+    ready: Waiting,
+    closed: Waiting,
+}
 
 impl Wake {
     pub(super) fn wake(self) {
-        self.0.into_iter().flatten().for_each(Waker::wake);
+        let Self {
+            receiver,
+            mut ready,
+            mut closed,
+        } = self;
+        let all = receiver.into_iter();
+        all.chain(ready.drain())
+            .chain(closed.drain())
+            .for_each(Waker::wake);
     }
 }
 
 impl Shared {
-    pub(super) fn new(stream: TcpStream, info: Info, options: TcpOptions) -> Self {
+    pub(super) fn new(
+        stream: TcpStream,
+        info: Info,
+        options: TcpOptions,
+        guest: Option<Guest>,
+    ) -> Self {
         Self {
             stream,
             info,
             options,
+            _guest: guest,
             state: Mutex::default(),
             reader: Condvar::new(),
             writer: Condvar::new(),
@@ -117,6 +142,19 @@ impl Shared {
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         // The state is valid at every moment, so a panic elsewhere does not spoil it.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Why the connection ended, as the other thread was told or is about to be. `None`: it does
+    /// not know either, or this side is closing.
+    pub(super) fn reason_of_the_other(&self, told: &Condvar) -> Option<DisconnectReason> {
+        let unknown =
+            |state: &mut State| state.reason.is_none() && state.closing.is_none() && !state.aborted;
+        let waited = told.wait_timeout_while(self.lock(), MOMENT, unknown);
+        waited
+            .unwrap_or_else(PoisonError::into_inner)
+            .0
+            .reason
+            .clone()
     }
 
     /// Ends both directions of the socket, which wakes whoever is blocked on it.
@@ -137,19 +175,25 @@ impl State {
     }
 
     pub(super) fn wake_all(&mut self) -> Wake {
-        Wake([
-            self.recv_waker.take(),
-            self.ready_waker.take(),
-            self.closed_waker.take(),
-        ])
+        Wake {
+            receiver: self.recv_waker.take(),
+            ready: std::mem::take(&mut self.ready),
+            closed: std::mem::take(&mut self.closed),
+        }
     }
 
     pub(super) fn wake_receiver(&mut self) -> Wake {
-        Wake([self.recv_waker.take(), None, None])
+        Wake {
+            receiver: self.recv_waker.take(),
+            ..Wake::default()
+        }
     }
 
     pub(super) fn wake_sender(&mut self) -> Wake {
-        Wake([None, self.ready_waker.take(), None])
+        Wake {
+            ready: std::mem::take(&mut self.ready),
+            ..Wake::default()
+        }
     }
 
     /// The reason, or what it will be while a close in order is still at work.
@@ -168,10 +212,14 @@ impl Frame {
 }
 
 impl Incoming {
-    pub(super) fn len(&self) -> usize {
-        match self {
+    /// Bytes of memory that it holds while it waits: the queue is bounded by these, so that a peer with many small messages
+    /// cannot fill more than one with large ones.
+    pub(super) fn cost(&self) -> usize {
+        let bytes = match self {
             Self::Whole(bytes) | Self::Refused(bytes) => bytes.len(),
             Self::Placed { prefix, payload } => prefix.len() + payload.len(),
-        }
+        };
+        // Its place in the queue, and what allocating the bytes costs.
+        bytes + size_of::<Self>() + 64
     }
 }

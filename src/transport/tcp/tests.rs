@@ -1,5 +1,5 @@
 use std::io::{IoSlice, Read, Write};
-use std::net::{Ipv4Addr, Shutdown, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::*;
+use crate::rdma::AcceptFilter;
 use crate::transport::{
     ApiMisuse, Close, DisconnectReason, Error, Gather, Listener, ListenerExt, OutMessage,
     Transport, TransportExt, TransportKind, TrySendError,
@@ -308,6 +309,78 @@ fn the_reader_stops_when_nobody_takes_messages() {
     }
 }
 
+/// A peer of many small messages fills no more memory than one of large ones.
+#[test]
+fn small_messages_are_counted_for_what_they_hold() {
+    let options = TcpOptions {
+        receive_queue: 10_000,
+        ..TcpOptions::default()
+    };
+    let (a, mut peer) = with_bare_peer(options);
+    peer.set_write_timeout(Some(Duration::from_millis(200)))
+        .unwrap();
+    let messages = framed(&[9]).repeat(10_000);
+    let _ = peer.write_all(&messages);
+    // Nothing is left to be read, or nothing is read any more.
+    let mut seen = None;
+    while seen != Some(a.stats().receives) {
+        seen = Some(a.stats().receives);
+        thread::sleep(Duration::from_millis(100));
+    }
+    assert!(seen <= Some(100), "{seen:?} messages");
+    assert_eq!(received(&a), [9]);
+}
+
+/// Half of a connection would keep a thread, a socket and a place among the listener's connections for as long as the peer
+/// likes.
+#[test]
+fn a_connection_whose_second_thread_the_system_refuses_is_closed() {
+    for refused in ["smb-tcp-read", "smb-tcp-write"] {
+        let (ours, mut theirs) = streams();
+        theirs.set_read_timeout(LONG).unwrap();
+        let connection = Tcp::at_rest(ours, TcpOptions::default(), None).unwrap();
+        let no_threads = Error::Os {
+            errno: libc::EAGAIN,
+        };
+        let result = connection.begin(|name, shared, run| {
+            if name == refused {
+                return Err(no_threads.clone());
+            }
+            connection::spawn(name, shared, run)
+        });
+        assert_eq!(result.err(), Some(no_threads));
+        assert_eq!(theirs.read(&mut [0]).unwrap(), 0);
+    }
+}
+
+#[test]
+fn all_who_wait_for_room_get_it() {
+    let options = TcpOptions {
+        send_queue: 1,
+        receive_queue: 1,
+        ..TcpOptions::default()
+    };
+    let (a, b) = pair(options);
+    const SENDERS: usize = 4;
+    const EACH: usize = 200;
+    thread::scope(|scope| {
+        for _ in 0..SENDERS {
+            scope.spawn(|| {
+                for _ in 0..EACH {
+                    a.send_blocking(&[1; 50_000], LONG).unwrap();
+                }
+            });
+        }
+        for _ in 0..SENDERS * EACH {
+            assert_eq!(received(&b).len(), 50_000);
+        }
+        for _ in 0..2 {
+            scope.spawn(|| assert_eq!(a.closed_blocking(LONG), Some(DisconnectReason::Peer)));
+        }
+        b.close(Close::Graceful(Duration::from_secs(20)));
+    });
+}
+
 #[test]
 fn close_in_order_sends_everything_first() {
     let (a, b) = pair(TcpOptions::default());
@@ -396,6 +469,52 @@ fn a_reset_is_told_as_what_it_is() {
     };
     assert_eq!(error, Error::Closed(reset.clone()));
     assert_eq!(a.closed_blocking(LONG), Some(reset));
+}
+
+#[test]
+fn queues_of_nothing_hold_one_message() {
+    let options = TcpOptions {
+        send_queue: 0,
+        receive_queue: 0,
+        ..TcpOptions::default()
+    };
+    let (a, b) = pair(options);
+    for n in 0..10 {
+        a.send_blocking(&[n; 100], LONG).unwrap();
+        assert_eq!(received(&b), [n; 100]);
+    }
+}
+
+/// A second each for keepalive interval and timeout, the least there is.
+fn short_keepalive() -> TcpOptions {
+    TcpOptions {
+        keepalive_interval: Duration::from_secs(1),
+        keepalive_timeout: Duration::from_secs(1),
+        send_queue: 64 << 20,
+        ..TcpOptions::default()
+    }
+}
+
+#[test]
+fn a_peer_that_takes_nothing_is_gone_in_interval_and_timeout() {
+    let (a, _peer) = with_bare_peer(short_keepalive());
+    let start = Instant::now();
+    for _ in 0..8 {
+        a.start_send((&vec![1; 4 << 20]).into()).unwrap();
+    }
+    let why = DisconnectReason::NoAnswer;
+    // Whichever of the two threads the system tells it.
+    assert_eq!(a.closed_blocking(LONG), Some(why.clone()));
+    assert!(start.elapsed() >= Duration::from_millis(1500));
+    assert_eq!(a.recv_blocking(LONG).unwrap_err(), Error::Closed(why));
+}
+
+#[test]
+fn a_silent_peer_that_lives_is_kept() {
+    let (a, mut peer) = with_bare_peer(short_keepalive());
+    assert_eq!(a.closed_blocking(Some(Duration::from_secs(4))), None);
+    peer.write_all(&framed(b"here I am")).unwrap();
+    assert_eq!(received(&a), b"here I am");
 }
 
 #[test]
@@ -518,16 +637,16 @@ fn listeners_hand_out_connections_and_stop() {
         assert_eq!(received(&client), b"hello");
     }
     let in_use = TcpListener::bind(&addresses[..1], TcpOptions::default()).unwrap_err();
-    assert_eq!(
-        in_use,
-        Error::Os {
-            errno: libc::EADDRINUSE
-        }
-    );
+    let address = addresses[0];
+    let errno = libc::EADDRINUSE;
+    assert_eq!(in_use, Error::Listen { address, errno });
+    let text = in_use.to_string();
+    assert!(text.contains(&address.to_string()), "{text}");
+    assert!(text.contains("choose another port"), "{text}");
     listener.close();
     let closed = listener.accept_blocking(LONG).err();
     assert_eq!(closed, Some(Error::Closed(DisconnectReason::Local)));
-    // The threads let go of the ports soon.
+    // The threads let go of the ports soon, while the listener is still there.
     let start = Instant::now();
     let refused = loop {
         match Tcp::connect(addresses[0], TcpOptions::default()).wait() {
@@ -545,4 +664,60 @@ fn listeners_hand_out_connections_and_stop() {
             errno: libc::ECONNREFUSED
         }
     );
+    let again = || TcpListener::bind(&addresses, TcpOptions::default());
+    while let Err(error) = again() {
+        assert!(start.elapsed() < Duration::from_secs(20), "{error}");
+        thread::yield_now();
+    }
+}
+
+/// Whether the other side ends a connection at once.
+fn is_turned_away(to: SocketAddr) -> bool {
+    let mut stream = TcpStream::connect(to).unwrap();
+    stream.set_read_timeout(LONG).unwrap();
+    // A reset is as good as an end.
+    stream.read(&mut [0]).is_ok_and(|read| read == 0) || stream.peer_addr().is_err()
+}
+
+#[test]
+fn listeners_turn_away_whom_they_must() {
+    let any = (Ipv4Addr::LOCALHOST, 0).into();
+    let options = TcpOptions {
+        max_connections_per_peer: 2,
+        ..TcpOptions::default()
+    };
+    let listener = TcpListener::bind(&[any], options).unwrap();
+    let to = listener.local_addresses()[0];
+    let connect = || {
+        let client = Tcp::connect(to, TcpOptions::default()).wait().unwrap();
+        (client, listener.accept_blocking(LONG).unwrap())
+    };
+    let (first, second) = (connect(), connect());
+    assert!(is_turned_away(to));
+    second.0.send_blocking(b"still here", LONG).unwrap();
+    assert!(second.1.recv_blocking(LONG).unwrap().is_some());
+    // A place is free when the connection is gone, threads and all.
+    drop(first);
+    let start = Instant::now();
+    let third = loop {
+        let client = Tcp::connect(to, TcpOptions::default()).wait();
+        let accepted = listener.accept_blocking(Some(Duration::from_millis(200)));
+        match (client, accepted) {
+            (Ok(client), Ok(server)) => break (client, server),
+            _ => assert!(start.elapsed() < Duration::from_secs(20)),
+        }
+    };
+    third.1.send_blocking(b"welcome", LONG).unwrap();
+    assert_eq!(received(&third.0), b"welcome");
+
+    let options = TcpOptions {
+        filter: AcceptFilter::new(|peer| peer.is_ipv6()),
+        ..TcpOptions::default()
+    };
+    let filter = options.filter.clone();
+    let picky = TcpListener::bind(&[any], options).unwrap();
+    assert!(is_turned_away(picky.local_addresses()[0]));
+    assert_eq!(filter.refused(), 1);
+    picky.close();
+    assert!(picky.accept_blocking(LONG).is_err());
 }

@@ -39,6 +39,7 @@ pub(super) fn run(shared: &Arc<Shared>) {
             Err(error) => state.end(error),
         };
         drop(state);
+        shared.reader.notify_all();
         wake.wake();
     }
     finish(shared);
@@ -90,7 +91,8 @@ fn write_all(shared: &Shared, mut slices: &mut [IoSlice<'_>]) -> Result<(), Disc
             Ok(0) => return Err(DisconnectReason::Os { errno: libc::EPIPE }),
             Ok(written) => IoSlice::advance_slices(&mut slices, written),
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+            // Not the kind: an unanswered keepalive is of another than a blocked write.
+            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {
                 let state = shared.lock();
                 let late = state
                     .closing
@@ -99,7 +101,13 @@ fn write_all(shared: &Shared, mut slices: &mut [IoSlice<'_>]) -> Result<(), Disc
                     return Err(DisconnectReason::Local);
                 }
             }
-            Err(error) => return Err(reason(&error)),
+            Err(error) => {
+                let reason = reason(&error);
+                // The system tells why a connection ended once: this says that the reader knows.
+                let known = (error.raw_os_error() == Some(libc::EPIPE))
+                    .then(|| shared.reason_of_the_other(&shared.writer));
+                return Err(known.flatten().unwrap_or(reason));
+            }
         }
     }
     Ok(())
@@ -131,7 +139,8 @@ fn finish(shared: &Shared) {
 
 /// What a failed call on the socket says about the connection.
 pub(super) fn reason(error: &io::Error) -> DisconnectReason {
-    DisconnectReason::Os {
-        errno: error.raw_os_error().unwrap_or(libc::EIO),
+    match error.raw_os_error().unwrap_or(libc::EIO) {
+        libc::ETIMEDOUT => DisconnectReason::NoAnswer,
+        errno => DisconnectReason::Os { errno },
     }
 }

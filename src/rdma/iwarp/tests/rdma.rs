@@ -243,7 +243,7 @@ fn a_window_that_is_not_bound_or_not_any_more_is_closed() {
         let window = world
             .client
             .provider
-            .open_window(c, inner, RemoteAccess::Write, None)
+            .open_window(c, inner, RemoteAccess::Write, &mut None)
             .unwrap();
         if invalidate {
             world.client.post(
@@ -298,7 +298,7 @@ fn a_bind_that_fails_says_so() {
     let window = world
         .client
         .provider
-        .open_window(c, buffer(10).pin(), RemoteAccess::Read, None)
+        .open_window(c, buffer(10).pin(), RemoteAccess::Read, &mut None)
         .unwrap();
     world.client.post(
         c,

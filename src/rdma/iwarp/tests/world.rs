@@ -105,7 +105,7 @@ impl Side {
     pub(super) fn expose(&mut self, conn: ConnId, memory: IoPin, access: RemoteAccess) -> Window {
         let window = self
             .provider
-            .open_window(conn, memory, access, None)
+            .open_window(conn, memory, access, &mut None)
             .unwrap();
         assert!(window.needs_bind);
         self.post(conn, vec![Operation::Bind { window: window.id }]);

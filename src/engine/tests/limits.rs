@@ -1,0 +1,91 @@
+//! What a reactor and its listeners refuse.
+
+use super::*;
+use crate::rdma::AcceptFilter;
+
+#[test]
+fn who_may_not_connect_is_refused_and_counted() {
+    let mut options = ChannelOptions::default();
+    let filter = AcceptFilter::new(|peer| peer != CLIENT);
+    options.listen.filter = filter.clone();
+    let world = World::new(1, DeviceOptions::rxe(), options);
+    let to = SocketAddr::new(SERVER, PORT);
+    let op = world.client.connect(to, ChannelOptions::default());
+    assert!(matches!(world.finish(op), Err(Error::Rdma(_))));
+    assert_eq!(filter.refused(), 1);
+    assert_eq!(world.server.connections(), 0);
+    // Others may.
+    let other = IpAddr::V4(Ipv4Addr::new(10, 0, 1, 3));
+    let provider = world.network.provider_with(other, DeviceOptions::rxe());
+    let reactor = Reactor::new(Box::new(provider), ReactorOptions::default()).unwrap();
+    let mut op = reactor.connect(to, ChannelOptions::default());
+    let mut connected = None;
+    while connected.is_none() && world.network.elapsed() < Duration::from_secs(20) {
+        world.network.advance(Duration::from_micros(10));
+        world.server.poll();
+        reactor.poll();
+        connected = op.try_take();
+    }
+    assert!(connected.expect("an answer").is_ok());
+    assert_eq!(filter.refused(), 1);
+}
+
+#[test]
+fn unfinished_messages_keep_to_the_budget_of_all() {
+    const BUDGET: usize = 512 << 10;
+    let reactors = ReactorOptions {
+        reassembly_budget: BUDGET,
+        ..ReactorOptions::default()
+    };
+    let options = ChannelOptions::default();
+    let world = World::with_reactors(1, DeviceOptions::rxe(), options, &reactors);
+    let (greedy, greedy_server) = world.connect(ChannelOptions::default());
+    let (modest, modest_server) = world.connect(ChannelOptions::default());
+    for len in [BUDGET, BUDGET + 1] {
+        greedy.start_send((&vec![1; len]).into()).unwrap();
+    }
+    assert_eq!(world.recv(&greedy_server).unwrap().unwrap().len(), BUDGET);
+    let reason = DisconnectReason::ReassemblyBudget { limit: BUDGET };
+    assert_eq!(world.closed(&greedy_server), reason);
+    // What it had taken is there again for the others.
+    for _ in 0..3 {
+        modest.start_send((&vec![2; BUDGET]).into()).unwrap();
+        assert_eq!(world.recv(&modest_server).unwrap().unwrap().len(), BUDGET);
+    }
+}
+
+#[test]
+fn registered_memory_is_counted_and_limited() {
+    const LIMIT: u64 = 8 << 20;
+    let reactors = ReactorOptions {
+        max_registered_memory: LIMIT,
+        ..ReactorOptions::default()
+    };
+    let options = ChannelOptions::default();
+    let world = World::with_reactors(1, DeviceOptions::siw(), options.clone(), &reactors);
+    let (client, server) = world.connect(options);
+    let slots = world.client.registered_memory();
+    assert!(slots > 0 && slots < LIMIT, "{slots}");
+    let data = client.allocate(2 << 20).wait().unwrap();
+    let used = world.client.registered_memory();
+    assert_eq!(used, slots + (2 << 20));
+    let error = client.allocate(7 << 20).wait().unwrap_err();
+    // In slots of powers of two.
+    let needed = 8 << 20;
+    let refused = crate::rdma::RdmaError::MemoryBudget {
+        limit: LIMIT,
+        used,
+        needed,
+    };
+    assert_eq!(error, refused.into());
+    assert!(!error.ends_connection());
+    // The connection goes on, and what was given back serves again without more.
+    drop(data);
+    drop(client.allocate(2 << 20).wait().unwrap());
+    assert_eq!(world.client.registered_memory(), used);
+    client.start_send((&vec![1; 1 << 20]).into()).unwrap();
+    assert_eq!(world.recv(&server).unwrap().unwrap().len(), 1 << 20);
+    drop((client, server));
+    world.until(Duration::from_secs(10), || None::<()>);
+    assert_eq!(world.client.registered_memory(), 0);
+}
