@@ -43,7 +43,7 @@ Usage: echo_client [OPTIONS]
 
 const OPTIONS: &str = "
   --address A        the server's address or name (default 127.0.0.1)
-  --port N           and port (default 5445 for iwarp, 445 for verbs and tcp)
+  --port N           and port (default 445, on iWARP 5445)
   --port-file FILE   take the port from this file; waits up to 20 s for it
   --connections N    connections at a time (default 1)
   --sizes S,...      message sizes in bytes, KiB or MiB (default 1,64,4KiB,64KiB,1MiB)
@@ -64,7 +64,12 @@ struct Options {
 }
 
 fn main() -> ExitCode {
-    match run() {
+    let help = format!("{USAGE}{OPTIONS}\n{COMMON_HELP}");
+    let options = match args::or_status("echo_client", &help, options()) {
+        Ok(options) => options,
+        Err(status) => return status,
+    };
+    match run(options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("echo_client: {error}");
@@ -73,11 +78,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run() -> Result<(), String> {
-    let Some(mut options) = options()? else {
-        println!("{USAGE}{OPTIONS}\n{COMMON_HELP}");
-        return Ok(());
-    };
+fn run(mut options: Options) -> Result<(), String> {
     if let Some(path) = &options.common.port_file {
         options.common.port = Some(port_file::read(path)?);
     }
@@ -160,8 +161,8 @@ fn options() -> Result<Option<Options>, String> {
 }
 
 fn connect(endpoint: &Endpoint, to: SocketAddr) -> Result<Arc<dyn Transport>, Error> {
-    Ok(match &endpoint.reactor {
-        Some(reactor) => Arc::new(reactor.connect(to, ChannelOptions::default()).wait()?),
+    Ok(match &endpoint.reactors {
+        Some(reactors) => Arc::new(reactors.connect(to, ChannelOptions::default()).wait()?),
         None => Arc::new(Tcp::connect(to, TcpOptions::default()).wait()?),
     })
 }

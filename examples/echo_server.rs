@@ -37,13 +37,18 @@ Usage: echo_server [OPTIONS]
 
 const OPTIONS: &str = "
   --address A        listen on this address (default 127.0.0.1)
-  --port N           and this port; 0: any free one (default 5445 for iwarp, 445 for verbs and tcp)
+  --port N           and this port; 0: any free one (default 445, on iWARP 5445)
   --port-file FILE   write the port there once clients can connect
   --accept N         end after N connections, with status 0 if all of them went well
   --once             the same as --accept 1";
 
 fn main() -> ExitCode {
-    match run() {
+    let help = format!("{USAGE}{OPTIONS}\n{COMMON_HELP}");
+    let options = match args::or_status("echo_server", &help, options()) {
+        Ok(options) => options,
+        Err(status) => return status,
+    };
+    match run(options) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -54,11 +59,7 @@ fn main() -> ExitCode {
 }
 
 /// Whether all connections went well.
-fn run() -> Result<bool, String> {
-    let Some((common, accept)) = options()? else {
-        println!("{USAGE}{OPTIONS}\n{COMMON_HELP}");
-        return Ok(true);
-    };
+fn run((common, accept): (Common, Option<u64>)) -> Result<bool, String> {
     let endpoint = Endpoint::open(&common)?;
     let address = endpoint.address(&common);
     let listener = listen(&endpoint, address)
@@ -113,8 +114,8 @@ fn options() -> Result<Option<(Common, Option<u64>)>, String> {
 }
 
 fn listen(endpoint: &Endpoint, address: SocketAddr) -> Result<Box<dyn Listener>, Error> {
-    Ok(match &endpoint.reactor {
-        Some(reactor) => Box::new(reactor.listen(&[address], ChannelOptions::default())?),
+    Ok(match &endpoint.reactors {
+        Some(reactors) => Box::new(reactors.listen(&[address], ChannelOptions::default())?),
         None => Box::new(TcpListener::bind(&[address], TcpOptions::default())?),
     })
 }

@@ -4,6 +4,7 @@
 use std::fmt::Display;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::str::FromStr;
 
 /// What both examples understand.
@@ -13,6 +14,8 @@ pub(crate) struct Common {
     pub(crate) port: Option<u16>,
     pub(crate) port_file: Option<PathBuf>,
     pub(crate) crc: Option<bool>,
+    pub(crate) soft_roce_windows: bool,
+    pub(crate) reactors: usize,
     pub(crate) json: bool,
 }
 
@@ -32,6 +35,10 @@ pub(crate) const COMMON_HELP: &str = "  \
                      RDMA device, else iwarp
   --crc on|off       iwarp: ask for a checksum over every packet (default on; used if
                      either side asks)
+  --soft-roce-windows
+                     verbs: memory windows on soft-RoCE too, invalidated by the peer as on
+                     cards; only with peers that you trust (they can crash the kernel)
+  --reactors N       spread RDMA connections over N threads (default 1)
   --json             print JSON instead of text
   --help             print this";
 
@@ -43,6 +50,8 @@ impl Common {
             port: None,
             port_file: None,
             crc: None,
+            soft_roce_windows: false,
+            reactors: 1,
             json: false,
         }
     }
@@ -69,10 +78,31 @@ impl Common {
                     other => return Err(format!("--crc {other}: on or off")),
                 })
             }
+            "--soft-roce-windows" => self.soft_roce_windows = true,
+            "--reactors" => self.reactors = args.value()?,
             "--json" => self.json = true,
             _ => return Ok(false),
         }
         Ok(true)
+    }
+}
+
+/// What the command line says, or the status to end with: 0 after the help, 2 for what is not understood.
+pub(crate) fn or_status<T>(
+    program: &str,
+    help: &str,
+    said: Result<Option<T>, String>,
+) -> Result<T, ExitCode> {
+    match said {
+        Ok(Some(options)) => Ok(options),
+        Ok(None) => {
+            println!("{help}");
+            Err(ExitCode::SUCCESS)
+        }
+        Err(error) => {
+            eprintln!("{program}: {error}");
+            Err(ExitCode::from(2))
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
-use smbdirect::engine::{Reactor, ReactorOptions};
+use smbdirect::engine::{ListenAt, Reactor, ReactorGroup, ReactorOptions};
 use smbdirect::rdma::{self, Provider, ProviderKind, RdmaError};
 use smbdirect::transport::{Error, tcp};
 
@@ -14,10 +14,11 @@ use crate::args::{Common, Wanted};
 pub(crate) struct Endpoint {
     /// Its name and why it was taken.
     pub(crate) choice: String,
-    /// The port that such servers use.
+    /// The port that such servers use at the address; 0 where it is not this machine's.
+    #[allow(dead_code)] // Not every example has one.
     pub(crate) default_port: u16,
-    /// Drives the RDMA provider; none on TCP.
-    pub(crate) reactor: Option<Reactor>,
+    /// Drive the RDMA provider; none on TCP.
+    pub(crate) reactors: Option<ReactorGroup>,
 }
 
 impl Endpoint {
@@ -27,7 +28,7 @@ impl Endpoint {
             Wanted::Tcp => Ok(Self {
                 choice: format!("tcp, {asked}"),
                 default_port: tcp::PORT,
-                reactor: None,
+                reactors: None,
             }),
             Wanted::Verbs => Self::direct(common, ProviderKind::Verbs, asked),
             Wanted::Iwarp => Self::direct(common, ProviderKind::Iwarp, asked),
@@ -39,49 +40,69 @@ impl Endpoint {
     }
 
     /// The address to connect to or to listen on.
+    #[allow(dead_code)]
     pub(crate) fn address(&self, common: &Common) -> SocketAddr {
         (common.address, common.port.unwrap_or(self.default_port)).into()
     }
 
     /// Lets what was accepted be sent, then ends the driving thread.
     pub(crate) fn shut_down(&self) {
-        if let Some(reactor) = &self.reactor {
-            reactor.shutdown(Duration::from_secs(5));
+        if let Some(reactors) = &self.reactors {
+            reactors.shutdown(Duration::from_secs(5));
         }
     }
 
     fn direct(common: &Common, kind: ProviderKind, why: &str) -> Result<Self, String> {
-        let provider = open(kind, common.crc).map_err(|e| format!("provider {kind}: {e}"))?;
-        let reactor = Reactor::new(provider, ReactorOptions::default())
-            .and_then(|reactor| reactor.spawn().map(|()| reactor))
+        let reactor = |_| Reactor::new(open(kind, common)?, ReactorOptions::default());
+        let reactors = (0..common.reactors)
+            .map(reactor)
+            .collect::<Result<_, _>>()
+            .and_then(ReactorGroup::new)
+            .and_then(|group| group.spawn().map(|()| group))
             .map_err(|error| format!("provider {kind}: {error}"))?;
+        let number = match common.reactors {
+            1 => String::new(),
+            number => format!(", {number} reactors"),
+        };
         Ok(Self {
-            choice: format!("{kind}, {why}"),
-            default_port: match kind {
-                ProviderKind::Iwarp => 5445,
-                _ => 445,
-            },
-            reactor: Some(reactor),
+            choice: format!("{kind}, {why}{number}"),
+            // A server that has the address listens there, and a client tries both ports if it is not told one.
+            default_port: ListenAt::usual(kind, common.address).map_or(0, |at| at.address.port()),
+            reactors: Some(reactors),
         })
     }
 }
 
-#[cfg(feature = "iwarp")]
-fn open(kind: ProviderKind, crc: Option<bool>) -> Result<Box<dyn Provider>, RdmaError> {
-    use rdma::iwarp::{IwarpConfig, IwarpProvider};
-    match (kind, crc) {
-        (ProviderKind::Iwarp, Some(crc)) => {
-            let mut config = IwarpConfig::default();
-            config.crc = crc;
-            Ok(Box::new(IwarpProvider::new(config)?))
-        }
+fn open(kind: ProviderKind, common: &Common) -> Result<Box<dyn Provider>, RdmaError> {
+    match kind {
+        ProviderKind::Iwarp => iwarp(common.crc),
+        ProviderKind::Verbs => verbs(common.soft_roce_windows),
         _ => rdma::open(kind),
     }
 }
 
+#[cfg(feature = "iwarp")]
+fn iwarp(crc: Option<bool>) -> Result<Box<dyn Provider>, RdmaError> {
+    let mut config = rdma::iwarp::IwarpConfig::default();
+    config.crc = crc.unwrap_or(config.crc);
+    Ok(Box::new(rdma::iwarp::IwarpProvider::new(config)?))
+}
+
 #[cfg(not(feature = "iwarp"))]
-fn open(kind: ProviderKind, _: Option<bool>) -> Result<Box<dyn Provider>, RdmaError> {
-    rdma::open(kind)
+fn iwarp(_: Option<bool>) -> Result<Box<dyn Provider>, RdmaError> {
+    rdma::open(ProviderKind::Iwarp)
+}
+
+#[cfg(feature = "verbs")]
+fn verbs(soft_roce_windows: bool) -> Result<Box<dyn Provider>, RdmaError> {
+    let mut options = rdma::verbs::VerbsOptions::default();
+    options.soft_roce_windows = soft_roce_windows;
+    Ok(Box::new(rdma::verbs::Verbs::open_with(options)?))
+}
+
+#[cfg(not(feature = "verbs"))]
+fn verbs(_: bool) -> Result<Box<dyn Provider>, RdmaError> {
+    rdma::open(ProviderKind::Verbs)
 }
 
 /// The address of this machine that serves `address`: itself, or the one on the way to it. Sends

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use smbdirect::engine::{Channel, ChannelOptions, Exposed, Reactor};
+use smbdirect::engine::{Channel, ChannelOptions, ExposedList, ReactorGroup};
 use smbdirect::rdma::{IoBuf, RemoteAccess};
 use smbdirect::transport::{Close, DirectPlacement, Transport, TransportExt};
 
@@ -14,10 +14,16 @@ use crate::{payload, units};
 
 /// Nothing takes so long.
 const PATIENCE: Option<Duration> = Some(Duration::from_secs(60));
+/// How often to say how far it is, where it takes long.
+const TELL: Duration = Duration::from_secs(2);
 
 /// Stores and fetches content of all the sizes.
-pub(crate) fn run(reactor: &Reactor, address: SocketAddr, options: &Options) -> Result<(), String> {
-    let channel = reactor
+pub(crate) fn run(
+    reactors: &ReactorGroup,
+    address: SocketAddr,
+    options: &Options,
+) -> Result<(), String> {
+    let channel = reactors
         .connect(address, ChannelOptions::default())
         .wait()
         .map_err(|error| crate::endpoint::explain("cannot connect to", address, &error))?;
@@ -79,36 +85,78 @@ struct Piece {
     len: usize,
 }
 
-/// All pieces in one direction, many in flight. Returns how long it took.
+/// All pieces in one direction, many in flight. Returns how long the transfers took.
+///
+/// They go in rounds, so that making and comparing content, which is not what is measured, never overlaps with them.
 fn go(
     channel: &Channel,
     operation: Operation,
     pieces: &[Piece],
     options: &Options,
 ) -> Result<Duration, String> {
-    let mut waiting = pieces.iter().copied().enumerate();
-    let mut flying: HashMap<u64, (Piece, Exposed)> = HashMap::new();
-    let mut left = pieces.len();
-    let begin = Instant::now();
-    let mut verifying = Duration::ZERO;
-    while left > 0 {
-        while flying.len() < options.in_flight
-            && let Some((id, piece)) = waiting.next()
-        {
-            let pause = Instant::now();
-            let mut memory = channel
-                .allocate(piece.len)
-                .wait()
-                .map_err(|e| e.to_string())?;
-            match operation {
-                Operation::Put => payload::fill(&mut memory, options.seed, piece.offset, 0),
-                Operation::Get => memory.fill(0),
-            }
-            verifying += pause.elapsed();
-            let id = id as u64;
-            let exposed = ask(channel, operation, id, piece, memory)?;
-            flying.insert(id, (piece, exposed));
+    let mut measured = Duration::ZERO;
+    let mut done = 0;
+    let mut told = Instant::now();
+    for round in pieces.chunks(options.in_flight) {
+        if told.elapsed() >= TELL {
+            told = Instant::now();
+            let what = match operation {
+                Operation::Put => "to server",
+                Operation::Get => "to client",
+            };
+            eprintln!("{what}: {done} of {} operations", pieces.len());
         }
+        let memory = round
+            .iter()
+            .map(|piece| prepare(channel, operation, *piece, options))
+            .collect::<Result<Vec<_>, _>>()?;
+        let begin = Instant::now();
+        let answered = transfer(channel, operation, round, memory)?;
+        measured += begin.elapsed();
+        for (piece, response, memory) in answered {
+            verify(&memory, &response, piece, options)?;
+        }
+        done += round.len();
+    }
+    Ok(measured.max(Duration::from_nanos(1)))
+}
+
+/// Memory for one operation, in as many buffers as was asked for: what the server is to read, or nothing yet.
+fn prepare(
+    channel: &Channel,
+    operation: Operation,
+    piece: Piece,
+    options: &Options,
+) -> Result<Vec<IoBuf>, String> {
+    let mut content = vec![0; piece.len];
+    if operation == Operation::Put {
+        payload::fill(&mut content, options.seed, piece.offset, 0);
+    }
+    let mut buffers = Vec::with_capacity(options.buffers);
+    for part in content.chunks(piece.len.div_ceil(options.buffers).max(1)) {
+        let buffer = channel.allocate(part.len()).wait();
+        let mut buffer = buffer.map_err(|error| error.to_string())?;
+        buffer.copy_from_slice(part);
+        buffers.push(buffer);
+    }
+    Ok(buffers)
+}
+
+/// One operation for each piece, all in flight at once. They end in any order.
+fn transfer(
+    channel: &Channel,
+    operation: Operation,
+    round: &[Piece],
+    memory: Vec<Vec<IoBuf>>,
+) -> Result<Vec<(Piece, Response, Vec<IoBuf>)>, String> {
+    let mut flying: HashMap<u64, (Piece, ExposedList)> = HashMap::new();
+    for (piece, memory) in round.iter().zip(memory) {
+        let id = flying.len() as u64;
+        let exposed = ask(channel, operation, id, *piece, memory)?;
+        flying.insert(id, (*piece, exposed));
+    }
+    let mut answered = Vec::with_capacity(round.len());
+    while !flying.is_empty() {
         let message = channel
             .recv_blocking(PATIENCE)
             .map_err(|error| error.to_string())?
@@ -121,16 +169,9 @@ fn go(
             .reclaim()
             .wait()
             .map_err(|error| error.to_string())?;
-        let pause = Instant::now();
-        verify(&memory, &response, piece, options)?;
-        verifying += pause.elapsed();
-        left -= 1;
+        answered.push((piece, response, memory));
     }
-    // Making and comparing content is not what is measured.
-    Ok(begin
-        .elapsed()
-        .saturating_sub(verifying)
-        .max(Duration::from_nanos(1)))
+    Ok(answered)
 }
 
 /// Exposes memory and asks the server to use it.
@@ -139,14 +180,14 @@ fn ask(
     operation: Operation,
     id: u64,
     piece: Piece,
-    memory: IoBuf,
-) -> Result<Exposed, String> {
+    memory: Vec<IoBuf>,
+) -> Result<ExposedList, String> {
     let access = match operation {
         Operation::Get => RemoteAccess::Write,
         Operation::Put => RemoteAccess::Read,
     };
     let mut exposed = channel
-        .expose(memory, access)
+        .expose_list(memory, access)
         .map_err(|error| error.to_string())?;
     let invalidate = channel.remote_invalidation();
     if invalidate {
@@ -167,7 +208,7 @@ fn ask(
 }
 
 fn verify(
-    memory: &IoBuf,
+    buffers: &[IoBuf],
     response: &Response,
     piece: Piece,
     options: &Options,
@@ -176,6 +217,17 @@ fn verify(
     if !response.ok {
         return Err(format!("the server's file failed at {at}"));
     }
+    let whole;
+    let memory: &[u8] = match buffers {
+        [only] => only,
+        buffers => {
+            whole = buffers
+                .iter()
+                .flat_map(|b| b.iter().copied())
+                .collect::<Vec<u8>>();
+            &whole
+        }
+    };
     if let Some(wrong) = payload::first_difference(memory, options.seed, piece.offset, 0) {
         return Err(format!("byte {wrong} of the piece at {at} is wrong"));
     }

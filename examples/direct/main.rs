@@ -43,6 +43,7 @@ Without `serve` or `client` it is both, over the loopback.
                      larger ones than the negotiated maximum are split
   --total BYTES      bytes per size and direction at least (default 64MiB)
   --in-flight N      operations under way (default 32)
+  --buffers N        buffers that the client exposes for one operation (default 1)
   --seed N           other content (default 1)
   --store FILE       serve: the file (default: a temporary one, removed at the end)
   --once             serve: end after one client";
@@ -54,6 +55,7 @@ pub(crate) struct Options {
     pub(crate) sizes: Vec<usize>,
     pub(crate) total: usize,
     pub(crate) in_flight: usize,
+    pub(crate) buffers: usize,
     pub(crate) seed: u64,
     store: Option<PathBuf>,
     once: bool,
@@ -67,7 +69,12 @@ enum Role {
 }
 
 fn main() -> ExitCode {
-    match run() {
+    let help = format!("{HELP}\n{COMMON_HELP}");
+    let options = match args::or_status("direct", &help, options()) {
+        Ok(options) => options,
+        Err(status) => return status,
+    };
+    match run(options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("direct: {error}");
@@ -76,16 +83,12 @@ fn main() -> ExitCode {
     }
 }
 
-fn run() -> Result<(), String> {
-    let Some(options) = options()? else {
-        println!("{HELP}\n{COMMON_HELP}");
-        return Ok(());
-    };
+fn run(options: Options) -> Result<(), String> {
     if options.common.provider == Wanted::Tcp {
         return Err("direct placement needs RDMA: --provider iwarp works everywhere".into());
     }
     let endpoint = Endpoint::open(&options.common)?;
-    let Some(reactor) = &endpoint.reactor else {
+    let Some(reactors) = &endpoint.reactors else {
         return Err("direct placement needs RDMA: --provider iwarp works everywhere".into());
     };
     println!("provider {}", endpoint.choice);
@@ -100,7 +103,7 @@ fn run() -> Result<(), String> {
     }
     let mut serving = None;
     if options.role != Role::Client {
-        let listener = reactor
+        let listener = reactors
             .listen(&[address], ChannelOptions::default())
             .map_err(|error| endpoint::explain("cannot listen on", address, &error))?;
         address = listener
@@ -121,8 +124,8 @@ fn run() -> Result<(), String> {
         Role::Both | Role::Client => {
             // Two ends in one process want two reactors, as two machines have.
             let own = Endpoint::open(&options.common)?;
-            let result = match &own.reactor {
-                Some(reactor) => client::run(reactor, address, &options),
+            let result = match &own.reactors {
+                Some(reactors) => client::run(reactors, address, &options),
                 None => Ok(()),
             };
             own.shut_down();
@@ -170,6 +173,7 @@ fn options() -> Result<Option<Options>, String> {
         sizes: vec![1, 4 << 10, 1 << 20, 64 << 20],
         total: 64 << 20,
         in_flight: 32,
+        buffers: 1,
         seed: 1,
         store: None,
         once: false,
@@ -188,6 +192,7 @@ fn options() -> Result<Option<Options>, String> {
             }
             "--total" => options.total = units::parse(&args.text()?)?,
             "--in-flight" => options.in_flight = args.value::<usize>()?.max(1),
+            "--buffers" => options.buffers = args.value::<usize>()?.max(1),
             "--seed" => options.seed = args.value()?,
             "--store" => options.store = Some(args.text()?.into()),
             "--once" => options.once = true,

@@ -9,8 +9,7 @@ use std::thread;
 
 use smbdirect::rdma::IoBuf;
 use smbdirect::transport::{
-    DirectPlacement, Error, Op, OutMessage, SteeringTag, Target, Transport, TransportExt,
-    TrySendError,
+    DirectPlacement, Op, OutMessage, SteeringTag, Target, Transport, TransportExt,
 };
 
 use crate::protocol::{Operation, Request, Response, checksum};
@@ -154,24 +153,9 @@ fn respond(
     request: &Request,
     response: &Response,
 ) -> Result<(), String> {
-    let bytes = response.encode();
-    loop {
-        let sent = match (token(request), transport.direct()) {
-            (Some(token), Some(direct)) => direct
-                .send_invalidate(OutMessage::Slice(&bytes), token)
-                .wait(),
-            _ => transport
-                .start_send(OutMessage::Slice(&bytes))
-                .map_err(|error| match error {
-                    TrySendError::Full => Error::WouldBlock,
-                    error => error.into(),
-                }),
-        };
-        match sent {
-            Err(Error::WouldBlock) => transport.ready_blocking(None).map_err(|e| e.to_string())?,
-            sent => return sent.map_err(|error| error.to_string()),
-        }
-    }
+    transport
+        .respond_blocking(&response.encode(), token(request), None)
+        .map_err(|error| error.to_string())
 }
 
 /// What the response invalidates: the token of the first descriptor.

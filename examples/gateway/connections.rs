@@ -1,0 +1,244 @@
+//! All connections: how many there may be, who they are, what they have moved, and their end.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::task::Waker;
+use std::time::{Duration, Instant};
+
+use smbdirect::engine::Channel;
+use smbdirect::transport::Transport;
+
+/// The gateway's end, as connections see it.
+#[derive(Default)]
+pub(crate) struct Stop {
+    deadline: OnceLock<Instant>,
+    at_once: AtomicBool,
+}
+
+impl Stop {
+    /// Since when the gateway ends: until then what is under way may be finished.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.deadline.get().copied()
+    }
+
+    /// Whether there is no time left.
+    pub(crate) fn at_once(&self) -> bool {
+        self.at_once.load(Ordering::Relaxed)
+    }
+}
+
+/// What has been moved, in bytes and requests.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Moved {
+    /// From clients' memory.
+    pub(crate) rdma_read: u64,
+    /// Into clients' memory.
+    pub(crate) rdma_written: u64,
+    /// In messages from clients.
+    pub(crate) received: u64,
+    /// In messages to clients.
+    pub(crate) sent: u64,
+    /// READ requests by RDMA.
+    pub(crate) reads: u64,
+    /// WRITE requests by RDMA.
+    pub(crate) writes: u64,
+    /// Such requests that the gateway refused.
+    pub(crate) requests_refused: u64,
+}
+
+impl Moved {
+    fn add(&mut self, other: Self) {
+        self.reads += other.reads;
+        self.writes += other.writes;
+        self.requests_refused += other.requests_refused;
+        self.rdma_read += other.rdma_read;
+        self.rdma_written += other.rdma_written;
+        self.received += other.received;
+        self.sent += other.sent;
+    }
+}
+
+/// All connections together.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Totals {
+    /// Connections there are.
+    pub(crate) open: usize,
+    /// Connections there were.
+    pub(crate) ended: u64,
+    /// Connections that were refused for want of a place.
+    pub(crate) refused: u64,
+    pub(crate) moved: Moved,
+}
+
+/// All connections.
+pub(crate) struct Connections {
+    pub(crate) stop: Stop,
+    max: usize,
+    max_per_client: usize,
+    state: Mutex<State>,
+    left: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    next: u64,
+    open: HashMap<u64, Arc<Entry>>,
+    per_client: HashMap<IpAddr, usize>,
+    /// Of connections that are gone.
+    past: Totals,
+}
+
+/// One connection, as others see it.
+pub(crate) struct Entry {
+    pub(crate) id: u64,
+    pub(crate) client: Arc<Channel>,
+    /// READ requests by RDMA so far.
+    pub(crate) reads: AtomicU64,
+    /// WRITE requests by RDMA so far.
+    pub(crate) writes: AtomicU64,
+    /// Such requests that were refused so far.
+    pub(crate) refused: AtomicU64,
+    /// Its thread, for the gateway's end.
+    waker: OnceLock<Waker>,
+}
+
+impl Entry {
+    /// Who is to be woken when the gateway ends.
+    pub(crate) fn wake_at_end(&self, waker: &Waker) {
+        // There is one thread.
+        let _ = self.waker.set(waker.clone());
+    }
+
+    pub(crate) fn moved(&self) -> Moved {
+        let stats = self.client.stats();
+        Moved {
+            rdma_read: stats.bytes_rdma_read,
+            rdma_written: stats.bytes_rdma_written,
+            received: stats.bytes_received,
+            sent: stats.bytes_sent,
+            reads: self.reads.load(Ordering::Relaxed),
+            writes: self.writes.load(Ordering::Relaxed),
+            requests_refused: self.refused.load(Ordering::Relaxed),
+        }
+    }
+
+    fn address(&self) -> IpAddr {
+        self.client.info().peer.ip().to_canonical()
+    }
+}
+
+/// Why a connection may not be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NoPlace {
+    Connections(usize),
+    PerClient(usize),
+}
+
+impl Connections {
+    pub(crate) fn new(max: usize, max_per_client: usize) -> Self {
+        Self {
+            stop: Stop::default(),
+            max,
+            max_per_client,
+            state: Mutex::default(),
+            left: Condvar::new(),
+        }
+    }
+
+    /// Takes a connection in, which [`leave`](Self::leave) must end.
+    pub(crate) fn enter(&self, client: &Arc<Channel>) -> Result<Arc<Entry>, NoPlace> {
+        let mut state = self.lock();
+        let address = client.info().peer.ip().to_canonical();
+        let here = state.per_client.get(&address).copied().unwrap_or(0);
+        let no_place = if state.open.len() >= self.max {
+            Some(NoPlace::Connections(self.max))
+        } else if here >= self.max_per_client {
+            Some(NoPlace::PerClient(self.max_per_client))
+        } else {
+            None
+        };
+        if let Some(no_place) = no_place {
+            state.past.refused += 1;
+            return Err(no_place);
+        }
+        let id = state.next;
+        state.next += 1;
+        *state.per_client.entry(address).or_default() += 1;
+        let entry = Arc::new(Entry {
+            id,
+            client: client.clone(),
+            reads: AtomicU64::new(0),
+            writes: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+            waker: OnceLock::new(),
+        });
+        state.open.insert(id, entry.clone());
+        Ok(entry)
+    }
+
+    /// The connection has ended.
+    pub(crate) fn leave(&self, entry: &Entry) {
+        let mut state = self.lock();
+        if state.open.remove(&entry.id).is_none() {
+            return;
+        }
+        let address = entry.address();
+        if let Some(count) = state.per_client.get_mut(&address) {
+            *count -= 1;
+            if *count == 0 {
+                state.per_client.remove(&address);
+            }
+        }
+        state.past.ended += 1;
+        state.past.moved.add(entry.moved());
+        drop(state);
+        self.left.notify_all();
+    }
+
+    pub(crate) fn totals(&self) -> Totals {
+        let state = self.lock();
+        let mut totals = state.past;
+        totals.open = state.open.len();
+        for open in state.open.values() {
+            totals.moved.add(open.moved());
+        }
+        totals
+    }
+
+    /// The gateway ends: connections finish what is under way until `deadline`.
+    pub(crate) fn stop(&self, deadline: Instant) {
+        // A second call changes nothing.
+        let _ = self.stop.deadline.set(deadline);
+        self.wake_all();
+    }
+
+    /// The gateway ends at once.
+    pub(crate) fn stop_at_once(&self) {
+        self.stop.at_once.store(true, Ordering::Relaxed);
+        self.wake_all();
+    }
+
+    /// Waits until all connections have ended, for at most this time.
+    pub(crate) fn wait_until_empty(&self, limit: Duration) {
+        let state = self.lock();
+        // Whether it took too long does not matter: the process ends either way.
+        let _ = self
+            .left
+            .wait_timeout_while(state, limit, |state| !state.open.is_empty());
+    }
+
+    fn wake_all(&self) {
+        for open in self.lock().open.values() {
+            if let Some(waker) = open.waker.get() {
+                waker.wake_by_ref();
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // The state is valid at every moment, so a panic elsewhere does not spoil it.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

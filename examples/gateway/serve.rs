@@ -1,0 +1,122 @@
+//! Accepts clients, and serves each of them in a thread of its own.
+
+use std::sync::Arc;
+use std::task::Poll;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use smbdirect::engine::DirectListener;
+use smbdirect::transport::{Close, DisconnectReason, Error, Transport, TransportExt};
+
+use crate::backend::Backend;
+use crate::connection::{self, Connection};
+use crate::connections::{Connections, Entry};
+use crate::ending::Ending;
+use crate::report::{Ended, Log};
+use crate::wake::Sleeper;
+
+/// How long an ended connection may go on sending before it is counted and forgotten.
+pub(crate) const LINGER: Duration = Duration::from_secs(6);
+
+/// How a client is sent away: it learns that it has been connected, and that this is over.
+const END: Close = Close::Graceful(Duration::from_secs(1));
+
+/// What all connections have in common.
+#[derive(Clone)]
+pub(crate) struct Settings {
+    pub(crate) backend: Backend,
+    /// How long the server may be silent though it owes an answer.
+    pub(crate) backend_timeout: Duration,
+    /// Bytes of memory for the data of one connection.
+    pub(crate) max_memory: u64,
+    pub(crate) log: Log,
+}
+
+/// Accepts clients until the listener is closed.
+///
+/// # Errors
+/// The listener has failed; in words.
+pub(crate) fn accept(
+    listener: &DirectListener,
+    connections: &Arc<Connections>,
+    settings: &Settings,
+) -> Result<(), String> {
+    let sleeper = Sleeper::new();
+    loop {
+        let client = match listener.poll_accept_channel(&mut sleeper.context()) {
+            Poll::Ready(Ok(client)) => Arc::new(client),
+            Poll::Ready(Err(Error::Closed(DisconnectReason::Local))) => return Ok(()),
+            Poll::Ready(Err(error)) => {
+                return Err(format!("cannot accept connections any more: {error}"));
+            }
+            Poll::Pending => {
+                sleeper.sleep(None);
+                continue;
+            }
+        };
+        let entry = match connections.enter(&client) {
+            Ok(entry) => entry,
+            Err(why) => {
+                settings.log.refused(client.info(), why);
+                client.close(END);
+                continue;
+            }
+        };
+        let serving = Serving {
+            entry: entry.clone(),
+            connections: connections.clone(),
+            settings: settings.clone(),
+        };
+        let thread = thread::Builder::new().name(format!("connection-{}", entry.id));
+        if let Err(error) = thread.spawn(move || serving.run()) {
+            eprintln!("gateway: no thread for connection {}: {error}", entry.id);
+            connections.leave(&entry);
+        }
+    }
+}
+
+/// What a connection's thread needs.
+struct Serving {
+    entry: Arc<Entry>,
+    connections: Arc<Connections>,
+    settings: Settings,
+}
+
+impl Serving {
+    /// A connection from its first message to its line.
+    fn run(self) {
+        let start = Instant::now();
+        let sleeper = Sleeper::new();
+        let (entry, settings) = (&*self.entry, &self.settings);
+        let client = entry.client.info();
+        entry.wake_at_end(sleeper.waker());
+        let mut backend_port = None;
+        let ending = match settings.backend.connect() {
+            Ok(backend) => {
+                backend_port = Some(backend.info().local.port());
+                let options = connection::Options {
+                    max_memory: settings.max_memory,
+                    backend_timeout: settings.backend_timeout,
+                    warn: &|warning| settings.log.warning(entry.id, client, &warning),
+                };
+                let stop = &self.connections.stop;
+                Connection::new(entry, backend, stop, &sleeper, options).run()
+            }
+            Err(error) => {
+                entry.client.close(END);
+                Ending::Unreachable(error)
+            }
+        };
+        entry.client.closed_blocking(Some(LINGER));
+        let ended = Ended {
+            id: entry.id,
+            client,
+            backend_port,
+            time: start.elapsed(),
+            moved: entry.moved(),
+            reason: &ending,
+        };
+        settings.log.ended(&ended);
+        self.connections.leave(entry);
+    }
+}
