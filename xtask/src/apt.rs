@@ -53,6 +53,7 @@ pub(crate) const PACKAGES: &[(Group, &str)] = &[
     (Group::Interop, "cifs-utils"),
     (Group::Interop, "tcpdump"),
     (Group::Interop, "tshark"),
+    (Group::Interop, "fio"),
 ];
 
 impl Group {

@@ -15,6 +15,36 @@ pub(crate) fn build_words() -> Vec<&'static str> {
     words
 }
 
+/// Cargo's words to build the SMB client in `interop/`, which is a package of its own.
+pub(crate) fn smb_client_words() -> Vec<String> {
+    let mut words = vec!["build".to_owned(), "--release".to_owned()];
+    words.extend(smb_client_place());
+    words
+}
+
+/// Cargo's words that choose the package in `interop/`, and a build directory shared with this
+/// workspace: most of what it depends on is there already.
+pub(crate) fn smb_client_place() -> Vec<String> {
+    let path = |path: PathBuf| path.to_string_lossy().into_owned();
+    vec![
+        "--locked".to_owned(),
+        "--manifest-path".to_owned(),
+        path(smb_client_manifest()),
+        "--target-dir".to_owned(),
+        path(paths::target()),
+    ]
+}
+
+/// The manifest of the package in `interop/`.
+pub(crate) fn smb_client_manifest() -> PathBuf {
+    paths::root().join("interop/Cargo.toml")
+}
+
+/// The program of the package in `interop/`.
+pub(crate) fn smb_client() -> PathBuf {
+    paths::target().join("release/smb-client")
+}
+
 /// The program of one example.
 pub(crate) fn program(name: &str) -> PathBuf {
     paths::target().join("release/examples").join(name)

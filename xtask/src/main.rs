@@ -41,6 +41,12 @@ const COMMANDS: &[Command] = &[
         run: test::run,
     },
     Command {
+        name: "interop",
+        summary: "run against other implementations at length, and print a table",
+        help: test::interop::HELP,
+        run: test::interop::run,
+    },
+    Command {
         name: "guest",
         summary: "run a command in a QEMU guest with RDMA devices",
         help: guest::HELP,

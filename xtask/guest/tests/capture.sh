@@ -59,9 +59,9 @@ check() { # on or off
     echo "CRC $1: $2 segments with data, $3 not classified; $4 FPDUs," \
         "$5 with DDP and RDMAP headers; $6 Sends, $7 SMB Direct messages;" \
         "CRC good $good, bad $bad; malformed $8"
-    [ "$2" -gt 0 ] && [ "$3" = 0 ] && [ "$8" = 0 ]
-    [ "$4" -gt 100 ] && [ "$5" = "$4" ]
-    [ "$6" -gt 100 ] && [ "$7" = "$6" ]
+    [[ $2 -gt 0 && $3 = 0 && $8 = 0 ]]
+    [[ $4 -gt 100 && $5 = "$4" ]]
+    [[ $6 -gt 100 && $7 = "$6" ]]
     [ "$bad" = 0 ]
     if [ "$1" = on ]; then [ "$good" = "$4" ]; else [ "$good" = 0 ]; fi
 }

@@ -8,7 +8,7 @@
 mod machine;
 mod messages;
 pub(crate) mod monitor;
-mod pair;
+pub(crate) mod pair;
 pub(crate) mod session;
 
 use std::env;
@@ -72,6 +72,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
             &request.options,
             &request.commands,
             request.host_script.as_deref(),
+            true,
         );
     }
     let line = match request.commands.as_slice() {
@@ -85,7 +86,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
 
 fn parse(mut arguments: Arguments) -> Result<Request> {
     let mut options = Options::default();
-    let (mut pair, mut host_script, mut memory, mut cpus) = (false, None, None, None);
+    let (mut paired, mut host_script, mut memory, mut cpus) = (false, None, None, None);
     while let Some(word) = arguments.next() {
         match word.as_str() {
             "--device" => options.device = Some(arguments.parsed::<Device>(&word)?),
@@ -101,7 +102,7 @@ fn parse(mut arguments: Arguments) -> Result<Request> {
                     .environment
                     .push((name.to_owned(), value.to_owned()));
             }
-            "--pair" => pair = true,
+            "--pair" => paired = true,
             "--host" => host_script = Some(arguments.value(&word)?),
             _ if !arguments.separated() => {
                 return Err(Error::new(format!(
@@ -111,8 +112,9 @@ fn parse(mut arguments: Arguments) -> Result<Request> {
             _ => return Err(unknown(&word)),
         }
     }
-    if pair {
-        (options.memory_mib, options.cpus) = (1024, 1);
+    if paired {
+        let usual = pair::options();
+        (options.memory_mib, options.cpus) = (usual.memory_mib, usual.cpus);
     } else if host_script.is_some() {
         return Err(Error::new("--host goes with --pair"));
     }
@@ -121,8 +123,8 @@ fn parse(mut arguments: Arguments) -> Result<Request> {
     options.workdir = env::current_dir().ok();
     let commands = arguments.rest();
     match commands.len() {
-        2 if pair => {}
-        _ if pair => {
+        2 if paired => {}
+        _ if paired => {
             return Err(Error::new(
                 "--pair needs two commands after --, one per guest",
             ));
@@ -136,7 +138,7 @@ fn parse(mut arguments: Arguments) -> Result<Request> {
     }
     Ok(Request {
         options,
-        pair,
+        pair: paired,
         host_script,
         commands,
     })

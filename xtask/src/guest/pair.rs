@@ -26,8 +26,23 @@ kill_guest() { # a|b
 }
 "#;
 
-/// Runs one command per guest, and the host's script beside them.
-pub(crate) fn run(options: &Options, commands: &[String], script: Option<&str>) -> Result<Outcome> {
+/// What the guests of a pair have, unless something else is asked for: both must fit.
+pub(crate) fn options() -> Options {
+    Options {
+        memory_mib: 1024,
+        cpus: 1,
+        ..Options::default()
+    }
+}
+
+/// Runs one command per guest, and the host's script beside them. With `record`, what crosses the link is in
+/// `link.pcap`.
+pub(crate) fn run(
+    options: &Options,
+    commands: &[String],
+    script: Option<&str>,
+    record: bool,
+) -> Result<Outcome> {
     let kernel = kernel::provide()?;
     let directory = new_run(&format!(
         "pair-{}",
@@ -44,7 +59,7 @@ pub(crate) fn run(options: &Options, commands: &[String], script: Option<&str>) 
             mac,
             monitor: sockets.monitor(role),
             shared: shared.clone(),
-            capture: (role == "a").then(|| directory.join("link.pcap")),
+            capture: (record && role == "a").then(|| directory.join("link.pcap")),
         };
         let files = directory.join(role);
         guests.push(Guest::start(
@@ -71,6 +86,20 @@ pub(crate) fn run(options: &Options, commands: &[String], script: Option<&str>) 
         }
     }
     let mut status = 0;
+    if let Some(mut host) = host {
+        let deadline = Instant::now() + options.timeout;
+        let end = match process::wait_until(&mut host, deadline)? {
+            process::End::Exited(end) if end.success() => None,
+            process::End::Exited(end) => Some(end.to_string()),
+            process::End::TimedOut => Some("did not end".to_owned()),
+        };
+        if let Some(end) = end {
+            eprintln!("the host's script: {end}");
+            status = 1;
+            // They would wait for the host in vain.
+            guests.iter_mut().for_each(Guest::kill);
+        }
+    }
     for guest in guests {
         let report = guest.finish()?;
         // Death by the host's hand is part of the play.
@@ -81,17 +110,6 @@ pub(crate) fn run(options: &Options, commands: &[String], script: Option<&str>) 
         explain(&report);
         status = if status == 0 { report.status() } else { status };
     }
-    if let Some(mut host) = host {
-        let deadline = Instant::now() + options.timeout;
-        match process::wait_until(&mut host, deadline)? {
-            process::End::Exited(end) if end.success() => {}
-            process::End::Exited(end) => {
-                eprintln!("the host's script: {end}");
-                status = if status == 0 { 1 } else { status };
-            }
-            process::End::TimedOut => return Err(Error::new("the host's script did not end")),
-        }
-    }
     Ok(Outcome::Status(status))
 }
 
@@ -100,6 +118,7 @@ fn start_host(script: &str, shared: &Path, sockets: &Sockets, guests: &[Guest]) 
     let mut command = Command::new("bash");
     command
         .args(["-c", &format!("{PRELUDE}{script}")])
+        .env("GUEST", "host")
         .env("REPO", crate::paths::root())
         .env("XTASK", xtask)
         .env("SHARED", shared);

@@ -2,8 +2,11 @@
 //!
 //! - [`stage`]: what a stage is and what it may ask of the machine.
 //! - [`table`]: the stages. Add yours there.
-//! - [`scripts`]: tests inside the guest, found by their place in the tree.
+//! - [`scripts`]: tests inside the guest, found by their place in the tree; [`pairs`]: those of two guests.
+//! - [`interop`]: `cargo xtask interop`, the long form of some of them.
 
+pub(crate) mod interop;
+mod pairs;
 mod scripts;
 mod stage;
 mod table;
@@ -85,16 +88,20 @@ fn run_all(stages: &[Stage], machine: &Machine) -> Summary {
         let seconds = started.elapsed().as_secs_f64();
         match &verdict {
             Ok(Verdict::Passed) => println!("{label} ok ({seconds:.1} s)"),
-            Ok(Verdict::Counted { passed, failed: 0 }) => {
+            Ok(Verdict::Counted {
+                passed, failed: 0, ..
+            }) => {
                 println!("{label} ok ({passed} tests, {seconds:.1} s)");
             }
-            Ok(Verdict::Counted { passed, failed }) => {
+            Ok(Verdict::Counted { passed, failed, .. }) => {
                 println!(
                     "{label} FAILED ({failed} of {} tests, {seconds:.1} s)",
                     passed + failed
                 );
             }
             Ok(Verdict::NotRun(reason)) => println!("{label} not run: {reason}"),
+            // The error is told at the end; of a stage whose output was to be seen nothing is new in it now.
+            Err(_) if stage.visible => println!("{label} FAILED ({seconds:.1} s)"),
             Err(error) => println!("{label} FAILED ({seconds:.1} s)\n{error}"),
         }
         summary.add(stage, &verdict);
@@ -109,6 +116,8 @@ struct Summary {
     failed: usize,
     skipped: usize,
     failures: Vec<String>,
+    /// How they ended. Told once more at the end: where only the end of a log is kept, it is there.
+    ends: String,
     /// The groups of stages that could not run, each once.
     not_run: Vec<String>,
 }
@@ -117,11 +126,15 @@ impl Summary {
     fn add(&mut self, stage: &Stage, verdict: &Result<Verdict>) {
         match verdict {
             Ok(Verdict::Passed) => self.passed += 1,
-            Ok(Verdict::Counted { passed, failed }) => {
+            Ok(Verdict::Counted {
+                passed,
+                failed,
+                ends,
+            }) => {
                 self.passed += passed;
                 self.failed += failed;
                 if *failed > 0 {
-                    self.failures.push(stage.name.clone());
+                    self.fail(stage, ends);
                 }
             }
             Ok(Verdict::NotRun(_)) => {
@@ -130,11 +143,16 @@ impl Summary {
                     self.not_run.push(stage.group.to_owned());
                 }
             }
-            Err(_) => {
+            Err(error) => {
                 self.failed += 1;
-                self.failures.push(stage.name.clone());
+                self.fail(stage, &error.to_string());
             }
         }
+    }
+
+    fn fail(&mut self, stage: &Stage, end: &str) {
+        self.failures.push(stage.name.clone());
+        self.ends += &format!("\nfailed: {}\n{}\n", stage.name, end.trim_end());
     }
 
     /// Prints the closing lines; in a strict run, what was not run has failed.
@@ -143,7 +161,7 @@ impl Summary {
             self.failed += self.skipped;
             self.skipped = 0;
         }
-        println!();
+        println!("{}", self.ends);
         self.advise();
         let skipped = match self.skipped {
             0 => String::new(),
@@ -198,12 +216,7 @@ impl Summary {
 /// The end of a failed command's output, as an error.
 fn failure(what: &str, job: &Job) -> Error {
     let log = job.log();
-    // What was shown as it came need not be shown again.
-    let lines = if job.visible() {
-        String::new()
-    } else {
-        process::tail(log, 60) + "\n"
-    };
+    let lines = process::tail(log, 60) + "\n";
     Error::new(format!(
         "{lines}{what}; all of its output: {}",
         log.display()
@@ -275,10 +288,13 @@ mod tests {
                 Ok(Verdict::Counted {
                     passed: 3,
                     failed: 1,
+                    ends: "--- echo on rxe: FAILED\n".to_owned(),
                 }),
             ),
         ]);
         assert_eq!(summary.verdict(false), "FAILED: clippy, rxe");
         assert_eq!((summary.passed, summary.failed), (3, 2));
+        let ends = "\nfailed: clippy\nx\n\nfailed: rxe\n--- echo on rxe: FAILED\n";
+        assert_eq!(summary.ends, ends);
     }
 }

@@ -7,9 +7,13 @@
 //! ```text
 //! # devices: rxe siw      (required; `none`: without a device)
 //! # timeout: 300          (seconds, default 120)
+//! # long: 900             (the same for the long form, in which $LONG is set; default: as timeout)
+//! # form: long            (left out in the short form)
 //! # stage: interop        (default: guest)
 //! # uses: samba           ($SAMBA is where Samba is unpacked, see `cargo xtask samba --help`)
 //! ```
+//!
+//! What a script appends to `$OUT/rows` is kept for the table of `cargo xtask interop`.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -25,40 +29,88 @@ use crate::process::shell_line;
 use crate::{examples, paths, samba};
 
 /// Booting, also thrice, and programs that may have to be built first.
-const OVERHEAD: Duration = Duration::from_secs(600);
+pub(super) const OVERHEAD: Duration = Duration::from_secs(600);
 
 /// The header of a test script.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Script {
-    path: PathBuf,
-    devices: Vec<Option<Device>>,
-    timeout: Duration,
+pub(super) struct Script {
+    pub(super) path: PathBuf,
+    pub(super) devices: Vec<Option<Device>>,
+    pub(super) timeout: Duration,
+    long: Option<Duration>,
+    only_long: bool,
     stage: &'static str,
     samba: bool,
 }
 
+/// How much scripts do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    Short,
+    /// With $LONG set.
+    Long,
+}
+
+impl Script {
+    fn limit(&self, form: Form) -> Duration {
+        match form {
+            Form::Short => self.timeout,
+            Form::Long => self.long.unwrap_or(self.timeout),
+        }
+    }
+}
+
 /// One stage per kind of test and device that has scripts.
 pub(super) fn stages() -> Result<Vec<Stage>> {
-    let scripts = scripts(&paths::guest_file("tests"))?;
+    let mut scripts = scripts(&paths::guest_file("tests"))?;
+    scripts.retain(|script| !script.only_long);
+    Ok(stages_of(&scripts, &["guest", "interop"], Form::Short))
+}
+
+/// The long form of the scripts about other implementations; only the named ones, if any are.
+pub(super) fn long_stages(names: &[String]) -> Result<Vec<Stage>> {
+    let mut all = scripts(&paths::guest_file("tests"))?;
+    all.retain(|script| script.stage == "interop");
+    let name = |script: &Script| script.path.file_stem().map(|stem| stem.to_owned());
+    for wanted in names {
+        if !all.iter().any(|script| name(script) == Some(wanted.into())) {
+            return Err(Error::new(format!("there is no script '{wanted}'")));
+        }
+    }
+    all.retain(|script| {
+        names.is_empty()
+            || names
+                .iter()
+                .any(|wanted| name(script) == Some(wanted.into()))
+    });
+    Ok(stages_of(&all, &["interop"], Form::Long))
+}
+
+/// The file that collects the scripts' rows.
+pub(super) fn rows() -> PathBuf {
+    paths::target().join("xtask/rows")
+}
+
+fn stages_of(scripts: &[Script], groups: &[&'static str], form: Form) -> Vec<Stage> {
     let mut stages = Vec::new();
-    for group in ["guest", "interop"] {
+    for &group in groups {
         for device in [None, Some(Device::Rxe), Some(Device::Siw)] {
             let chosen =
                 |script: &&Script| script.stage == group && script.devices.contains(&device);
             let chosen: Vec<Script> = scripts.iter().filter(chosen).cloned().collect();
             if !chosen.is_empty() {
-                stages.push(stage(group, device, chosen));
+                stages.push(stage(group, device, chosen, form));
             }
         }
     }
-    Ok(stages)
+    stages
 }
 
-fn stage(group: &'static str, device: Option<Device>, scripts: Vec<Script>) -> Stage {
+fn stage(group: &'static str, device: Option<Device>, scripts: Vec<Script>, form: Form) -> Stage {
     let name = device.map_or(group.to_owned(), |device| {
         format!("{group} {}", device.name())
     });
-    let limit = OVERHEAD + scripts.iter().map(|script| script.timeout).sum();
+    let limit = OVERHEAD + scripts.iter().map(|script| script.limit(form)).sum();
     let needs = [
         Need::Verbs,
         Need::Packages(Group::Guest),
@@ -66,7 +118,7 @@ fn stage(group: &'static str, device: Option<Device>, scripts: Vec<Script>) -> S
     ];
     let count = if group == "guest" { 2 } else { 3 };
     Stage::new(&name, group, limit, move |machine, job| {
-        run(machine, job, device, &scripts)
+        run(machine, job, device, &scripts, form)
     })
     .needs(needs.into_iter().take(count))
     .visible()
@@ -77,12 +129,13 @@ fn run(
     job: &Job,
     device: Option<Device>,
     scripts: &[Script],
+    form: Form,
 ) -> Result<Verdict> {
     machine.kernel()?;
     machine.binaries(|| provide_binaries(machine, job))?;
     let mut words = vec!["bash".to_owned(), utf8(&paths::guest_file("run-tests.sh"))?];
     for script in scripts {
-        words.push(script.timeout.as_secs().to_string());
+        words.push(script.limit(form).as_secs().to_string());
         words.push(utf8(&script.path)?);
     }
     let mut options = Options {
@@ -94,8 +147,25 @@ fn run(
         let directory = utf8(&samba::provide()?)?;
         options.environment.push(("SAMBA".to_owned(), directory));
     }
+    if form == Form::Long {
+        options
+            .environment
+            .push(("LONG".to_owned(), "1".to_owned()));
+    }
     let report = session::run(&options, &shell_line(&words))?;
+    keep_rows(&report)?;
     judge(&report, scripts.len())
+}
+
+fn keep_rows(report: &Report) -> Result<()> {
+    // Most scripts have none.
+    let Ok(text) = fs::read_to_string(report.directory.join("rows")) else {
+        return Ok(());
+    };
+    let path = rows();
+    let mut all = fs::read_to_string(&path).unwrap_or_default();
+    all.push_str(&text);
+    fs::write(&path, all).context(path.display())
 }
 
 /// Counts the results; a script without one did not come to its turn. The kernel's messages are one
@@ -119,8 +189,13 @@ fn judge(report: &Report, scripts: usize) -> Result<Verdict> {
     if failed > 0 || !ended {
         report.show_logs();
     }
+    let failures = fs::read_to_string(report.directory.join("failures")).unwrap_or_default();
     match ended {
-        true => Ok(Verdict::Counted { passed, failed }),
+        true => Ok(Verdict::Counted {
+            passed,
+            failed,
+            ends: failures + &report.complaints.join("\n"),
+        }),
         false => Err(Error::new(format!(
             "the guest did not come to its end: {:?}",
             report.ended
@@ -135,7 +210,8 @@ fn passed(results: &str) -> usize {
         .count()
 }
 
-/// Builds the examples and all test programs, and links them into `$BIN` by their plain names.
+/// Builds the examples, the SMB client and all test programs, and links them into `$BIN` by their
+/// plain names.
 pub(super) fn provide_binaries(machine: &Machine, job: &Job) -> Result<()> {
     let bin = paths::target().join("guest/bin");
     let _ = fs::remove_dir_all(&bin);
@@ -144,10 +220,17 @@ pub(super) fn provide_binaries(machine: &Machine, job: &Job) -> Result<()> {
     for (name, program) in examples::built() {
         link(&program, &bin.join(name))?;
     }
+    table::build_smb_client(job)?;
+    link(&examples::smb_client(), &bin.join("smb-client"))?;
     let mut command = job.cargo(["test", "--no-run", "-p", "smbdirect", "--lib", "--tests"]);
     let text = job.read(command.args(machine.all_features()))?;
     for (name, program) in test_programs(&text) {
-        link(&paths::root().join(program), &bin.join(name))?;
+        let mut place = bin.join(&name);
+        if place.exists() {
+            // An example is called by its name, and has tests of that name.
+            place = bin.join(format!("{name}-tests"));
+        }
+        link(&paths::root().join(program), &place)?;
     }
     Ok(())
 }
@@ -174,7 +257,8 @@ fn test_programs(text: &str) -> Vec<(String, String)> {
     programs.collect()
 }
 
-fn scripts(directory: &Path) -> Result<Vec<Script>> {
+/// The scripts of a directory, in the order of their names.
+pub(super) fn scripts(directory: &Path) -> Result<Vec<Script>> {
     let entries = fs::read_dir(directory).context(directory.display())?;
     let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
     paths.retain(|path| path.extension().is_some_and(|extension| extension == "sh"));
@@ -194,6 +278,8 @@ fn parse(path: PathBuf, text: &str) -> Result<Script> {
         path: path.clone(),
         devices: Vec::new(),
         timeout: Duration::from_secs(120),
+        long: None,
+        only_long: false,
         stage: "guest",
         samba: false,
     };
@@ -219,6 +305,14 @@ fn parse(path: PathBuf, text: &str) -> Result<Script> {
                     .map_err(|_| bad("timeout is a number of seconds"))?;
                 script.timeout = Duration::from_secs(seconds);
             }
+            ("long", seconds) => {
+                let seconds = seconds
+                    .parse()
+                    .map_err(|_| bad("long is a number of seconds"))?;
+                script.long = Some(Duration::from_secs(seconds));
+            }
+            ("form", "long") => script.only_long = true,
+            ("form", _) => return Err(bad("the form is long, or not said")),
             ("stage", "guest") => script.stage = "guest",
             ("stage", "interop") => script.stage = "interop",
             ("uses", "samba") => script.samba = true,
@@ -233,7 +327,7 @@ fn parse(path: PathBuf, text: &str) -> Result<Script> {
     }
 }
 
-fn utf8(path: &Path) -> Result<String> {
+pub(super) fn utf8(path: &Path) -> Result<String> {
     path.to_str()
         .map(str::to_owned)
         .ok_or_else(|| Error::new(format!("{}: a path in UTF-8 is needed", path.display())))
@@ -251,11 +345,18 @@ mod tests {
         assert_eq!(script.devices, [Some(Device::Rxe), None]);
         assert_eq!(script.timeout, Duration::from_secs(30));
         assert_eq!(script.stage, "interop");
+        assert_eq!(script.limit(Form::Short), script.limit(Form::Long));
+        assert!(!script.only_long);
+        let text = "# devices: siw\n# long: 900\n# form: long\n";
+        let script = parse(PathBuf::from("a.sh"), text).unwrap();
+        assert_eq!(script.limit(Form::Long), Duration::from_secs(900));
+        assert!(script.only_long);
         for bad in [
             "",
             "# devices: mlx5",
             "# devices: rxe\n# timeout: long",
             "# devices: rxe\n# stage: x",
+            "# devices: rxe\n# form: short",
         ] {
             assert!(parse(PathBuf::from("a.sh"), bad).is_err(), "{bad}");
         }
@@ -263,7 +364,9 @@ mod tests {
 
     #[test]
     fn the_repository_s_scripts_are_sound() {
-        scripts(&paths::guest_file("tests")).unwrap();
+        stages().unwrap();
+        long_stages(&[]).unwrap();
+        assert!(long_stages(&["nothing".to_owned()]).is_err());
     }
 
     #[test]

@@ -74,6 +74,8 @@ pub(super) enum Verdict {
     Counted {
         passed: usize,
         failed: usize,
+        /// The last lines of those that failed.
+        ends: String,
     },
     NotRun(String),
 }
@@ -134,7 +136,10 @@ impl Machine {
     pub(super) fn all_features(&self) -> &'static [&'static str] {
         match verbs_buildable() {
             true => &["--all-features"],
-            false => &["--features", "smbdirect/iwarp,smbdirect/testing"],
+            false => &[
+                "--features",
+                "smbdirect/iwarp,smbdirect/tokio,smbdirect/testing",
+            ],
         }
     }
 
@@ -197,10 +202,6 @@ impl Job {
 
     pub(super) fn log(&self) -> &Path {
         &self.log
-    }
-
-    pub(super) fn visible(&self) -> bool {
-        self.visible
     }
 
     /// The time that is left.

@@ -4,8 +4,8 @@
 use std::process::Command;
 use std::time::Duration;
 
-use super::scripts;
 use super::stage::{Job, Machine, Need, Stage, Verdict};
+use super::{pairs, scripts};
 use crate::apt::{self, Group};
 use crate::error::{Context, Error, Result};
 use crate::{examples, paths};
@@ -23,9 +23,11 @@ pub(super) fn stages() -> Result<Vec<Stage>> {
         Stage::new("examples", "rust", minutes(15), |_, job| {
             passed(build_examples(job))
         }),
+        Stage::new("smb client", "rust", minutes(20), smb_client).needs([Need::Verbs]),
         Stage::new("linked libraries", "rust", minutes(3), linked_libraries)
             .needs([Need::Program("readelf")]),
         Stage::new("demo", "rust", minutes(15), demo).visible(),
+        Stage::new("measuring", "rust", minutes(3), measuring),
         Stage::new("captures", "interop", minutes(3), captures)
             .needs([Need::Packages(Group::Interop)]),
         Stage::new("loom", "rust", minutes(15), loom),
@@ -33,20 +35,24 @@ pub(super) fn stages() -> Result<Vec<Stage>> {
     ];
     stages.extend(fuzz());
     stages.extend(deny());
-    stages.push(
-        Stage::new("guest kernel", "guest", minutes(55), |machine, _| {
-            machine.kernel().map(|_| Verdict::Passed)
-        })
-        .needs([Need::Packages(Group::Guest)]),
-    );
-    stages.push(
-        Stage::new("guest programs", "guest", minutes(25), |machine, job| {
-            passed(machine.binaries(|| scripts::provide_binaries(machine, job)))
-        })
-        .needs([Need::Verbs]),
-    );
+    stages.extend(before_guests());
     stages.extend(scripts::stages()?);
+    stages.extend(pairs::stages()?);
     Ok(stages)
+}
+
+/// What guests cannot do without, and may take longer than what runs in them.
+pub(super) fn before_guests() -> [Stage; 2] {
+    let kernel = Stage::new("guest kernel", "guest", minutes(55), |machine, _| {
+        machine.kernel().map(|_| Verdict::Passed)
+    });
+    let programs = Stage::new("guest programs", "guest", minutes(25), |machine, job| {
+        passed(machine.binaries(|| scripts::provide_binaries(machine, job)))
+    });
+    [
+        kernel.needs([Need::Packages(Group::Guest)]),
+        programs.needs([Need::Verbs]),
+    ]
 }
 
 /// Installs what is missing, and starts the build of the guest's kernel, which takes longest.
@@ -81,15 +87,41 @@ fn documentation(machine: &Machine, job: &Job) -> Result<Verdict> {
     )
 }
 
-/// Unit tests, the simulated worlds, loopback tests and the documentation's examples.
+/// Unit tests, the simulated worlds, loopback tests and the documentation's examples; each bench
+/// once, without measuring.
 fn tests(machine: &Machine, job: &Job) -> Result<Verdict> {
-    let mut command = job.cargo(["test", "--workspace"]);
-    passed(job.run(command.args(machine.all_features())))
+    for words in [
+        &["test", "--workspace"][..],
+        &["test", "-p", "smbdirect", "--benches"],
+    ] {
+        let mut command = job.cargo(words);
+        job.run(command.args(machine.all_features()))?;
+    }
+    Ok(Verdict::Passed)
 }
 
 /// Builds the examples as `demo` and the guest use them.
 pub(super) fn build_examples(job: &Job) -> Result<()> {
     job.run(&mut job.cargo(examples::build_words()))
+}
+
+/// The package in `interop/`, which is not part of the workspace.
+fn smb_client(_: &Machine, job: &Job) -> Result<Verdict> {
+    let manifest = examples::smb_client_manifest();
+    let mut format = job.cargo(["fmt", "--check", "--manifest-path"]);
+    job.run(format.arg(manifest))?;
+    let place = examples::smb_client_place();
+    let mut clippy = job.cargo(["clippy", "--all-targets"]);
+    job.run(clippy.args(&place).args(["--", "-D", "warnings"]))?;
+    // With optimisation, as it is built for the guest: its dependencies are then compiled once.
+    let mut test = job.cargo(["test", "--release"]);
+    job.run(test.args(&place))?;
+    passed(build_smb_client(job))
+}
+
+/// Builds the SMB client as the guest uses it.
+pub(super) fn build_smb_client(job: &Job) -> Result<()> {
+    job.run(&mut job.cargo(examples::smb_client_words()))
 }
 
 /// The examples start on machines without RDMA libraries: nothing asks the loader for them.
@@ -111,6 +143,12 @@ fn rdma_library(dynamic: &str) -> Option<&str> {
     needed
         .map(str::trim)
         .find(|line| line.contains("libibverbs") || line.contains("librdmacm"))
+}
+
+/// The program that compares SMB Direct with TCP runs; its numbers are for a machine that does nothing else.
+fn measuring(_: &Machine, job: &Job) -> Result<Verdict> {
+    let mut perf = Command::new(examples::program("perf"));
+    passed(job.run(perf.args(["--provider", "iwarp", "--quick", "--rounds", "1"])))
 }
 
 fn demo(_: &Machine, job: &Job) -> Result<Verdict> {
@@ -146,7 +184,7 @@ fn sanitizer(_: &Machine, job: &Job) -> Result<Verdict> {
 fn loom(_: &Machine, job: &Job) -> Result<Verdict> {
     let mut command = job.cargo(["test", "-p", "smbdirect", "--lib", "--target-dir"]);
     // A directory of its own, as for the sanitizer.
-    command.arg(paths::target().join("loom")).arg("free_list");
+    command.arg(paths::target().join("loom")).arg("loom_tests");
     passed(job.run(command.env("RUSTFLAGS", "--cfg loom")))
 }
 
@@ -189,17 +227,11 @@ fn deny() -> Option<Stage> {
         if let Some(missing) = install_tool(machine, job, "cargo-deny")? {
             return Ok(Verdict::NotRun(missing));
         }
-        cargo(
-            job,
-            &[&[
-                "deny",
-                "--all-features",
-                "check",
-                "bans",
-                "licenses",
-                "sources",
-            ]],
-        )
+        let checks = ["check", "bans", "licenses", "sources"];
+        job.run(job.cargo(["deny", "--all-features"]).args(checks))?;
+        let mut client = job.cargo(["deny", "--manifest-path"]);
+        client.arg(examples::smb_client_manifest());
+        passed(job.run(client.args(checks)))
     };
     let stage = Stage::new("deny", "deny", minutes(25), run);
     paths::root().join("deny.toml").is_file().then_some(stage)
