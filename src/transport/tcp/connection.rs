@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 
+use super::choice::Decision;
 use super::guests::Guest;
-use super::state::{Decision, Frame, Incoming, ReadEnd, Shared, State};
+use super::state::{Frame, Incoming, ReadEnd, Shared, State};
 use super::writer::LOOK;
 use super::{MAX_MESSAGE, MAX_PREFIX, TcpOptions, keepalive, reader, writer};
 use crate::rdma::{IoBuf, IoBytes, ReadOnlyMemory, UserMemory};
@@ -132,7 +133,8 @@ impl Tcp {
     /// `prefix_len` bytes of a longer message have arrived, `choose` is called with them, and if it
     /// returns a buffer the rest of the message is read into that, straight from the socket. A
     /// buffer too small for it is dropped, and the message comes in one piece, as when `choose`
-    /// returns none. A message of at most `prefix_len` bytes comes in one piece unasked.
+    /// returns none, or returns after this side was closed. A message of at most `prefix_len` bytes
+    /// comes in one piece unasked.
     ///
     /// Payloads that had been read already, because earlier calls did not ask or because they are
     /// small, are copied into the buffer.
@@ -152,27 +154,30 @@ impl Tcp {
             (1..=MAX_PREFIX).contains(&prefix_len),
             "a prefix of {prefix_len} bytes"
         );
-        let mut state = self.shared.lock();
-        state.prefix_len = Some(prefix_len);
-        if let Some(message) = self.pop(&mut state) {
-            drop(state);
-            return Poll::Ready(Ok(Some(match message {
-                Incoming::Placed { prefix, payload } => Received::Placed { prefix, payload },
-                Incoming::Whole(bytes) => place(bytes, prefix_len, choose),
-                Incoming::Refused(bytes) => Received::Message(Message::new(bytes, None)),
-            })));
-        }
-        state.recv_waker = Some(cx.waker().clone());
-        if let Some(prefix) = state.head.take() {
-            // The application's code runs without the lock. Nobody else decides: the prefix is
-            // taken.
+        loop {
+            let mut state = self.shared.lock();
+            state.prefix_len = Some(prefix_len);
+            if let Some(message) = self.pop(&mut state) {
+                drop(state);
+                return Poll::Ready(Ok(Some(match message {
+                    Incoming::Placed { prefix, payload } => Received::Placed { prefix, payload },
+                    Incoming::Whole(bytes) => place(bytes, prefix_len, choose),
+                    Incoming::Refused(bytes) => Received::Message(Message::new(bytes, None)),
+                })));
+            }
+            state.recv_waker = Some(cx.waker().clone());
+            let Some(prefix) = state.choice.ask() else {
+                return Self::receive_ended(&state).map_ok(|()| None);
+            };
+            // The application's code runs without the lock.
             drop(state);
             let decision = choose(&prefix).map_or(Decision::Heap, Decision::Into);
-            state = self.shared.lock();
-            state.decision = Some(decision);
+            let too_late = self.shared.lock().choice.make(decision);
+            drop(too_late);
             self.shared.reader.notify_all();
+            // This side may have been closed meanwhile, and the reader have gone on by itself: what it has
+            // received comes before the end.
         }
-        Self::receive_ended(&state).map_ok(|_| None)
     }
 
     /// As [`Tcp::poll_recv_into`], waiting. Cancel safe: after `choose` gave a buffer, the message
@@ -303,8 +308,7 @@ impl Transport for Tcp {
             return Poll::Ready(Ok(Some(Message::new(message.into_bytes(), None))));
         }
         state.recv_waker = Some(cx.waker().clone());
-        if state.head.take().is_some() {
-            state.decision = Some(Decision::Heap);
+        if state.choice.forgo() {
             self.shared.reader.notify_all();
         }
         Self::receive_ended(&state).map_ok(|()| None)

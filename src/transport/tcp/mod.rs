@@ -16,6 +16,7 @@
 //! # Ok::<(), smbdirect::transport::Error>(())
 //! ```
 
+mod choice;
 mod connection;
 mod connector;
 mod frame;

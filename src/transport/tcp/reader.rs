@@ -5,8 +5,9 @@ use std::sync::{Arc, PoisonError};
 
 use bytes::Bytes;
 
+use super::choice::Decision;
 use super::frame::{self, HEADER};
-use super::state::{Decision, Incoming, ReadEnd, Shared};
+use super::state::{Incoming, ReadEnd, Shared};
 use super::writer::reason;
 use super::{Heap, MAX_PREFIX};
 use crate::rdma::IoBuf;
@@ -163,29 +164,29 @@ fn receive_placed(
 
 fn decide(shared: &Shared, prefix: Bytes) -> Result<Decision, DisconnectReason> {
     let mut state = shared.lock();
-    state.decision = None;
-    state.head = Some(prefix);
+    state.choice.put(prefix);
     let wake = state.wake_receiver();
     drop(state);
     wake.wake();
     let mut state = shared.lock();
-    loop {
-        if state.aborted {
-            state.head = None;
-            return Err(DisconnectReason::Local);
-        }
-        if let Some(decision) = state.decision.take() {
-            return Ok(decision);
-        }
-        if state.closing.is_some() {
-            state.head = None;
-            return Ok(Decision::Heap);
+    let decision = loop {
+        let decision = state.choice.take();
+        if decision.is_some() || state.aborted || state.closing.is_some() {
+            state.choice.take_back();
+            break decision;
         }
         state = shared
             .reader
             .wait(state)
             .unwrap_or_else(PoisonError::into_inner);
+    };
+    let aborted = state.aborted;
+    // What owns a buffer's memory is the application's, and goes without the lock.
+    drop(state);
+    if aborted {
+        return Err(DisconnectReason::Local);
     }
+    Ok(decision.unwrap_or(Decision::Heap))
 }
 
 /// Bytes that were read and not used yet.

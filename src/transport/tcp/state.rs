@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::TcpOptions;
+use super::choice::Choice;
 use super::guests::Guest;
 use crate::rdma::IoBuf;
 use crate::transport::{DisconnectReason, Gather, Info, Stats, Waiting};
@@ -42,10 +43,8 @@ pub(super) struct State {
     pub(super) incoming_bytes: usize,
     /// Prefix of the messages whose payload waits for a decision; `None` while nobody asked.
     pub(super) prefix_len: Option<usize>,
-    /// The message after all of `incoming`, whose payload is still in the socket.
-    pub(super) head: Option<Bytes>,
-    /// Where that payload goes.
-    pub(super) decision: Option<Decision>,
+    /// For the message after all of `incoming`, whose payload is still in the socket.
+    pub(super) choice: Choice,
     /// Nothing more is received.
     pub(super) read_end: Option<ReadEnd>,
     /// Nothing more is accepted for sending.
@@ -80,13 +79,6 @@ pub(super) enum Incoming {
         prefix: Bytes,
         payload: IoBuf,
     },
-}
-
-/// Where a payload goes.
-#[derive(Debug)]
-pub(super) enum Decision {
-    Heap,
-    Into(IoBuf),
 }
 
 /// How receiving ended.

@@ -1,6 +1,7 @@
 //! Payloads that go to buffers of the application's choice.
 
 use std::io::Write;
+use std::net::Shutdown;
 use std::thread;
 use std::time::Duration;
 
@@ -107,4 +108,34 @@ fn close_frees_a_reader_that_waits_for_a_decision() {
     a.close(Close::Graceful(Duration::from_secs(20)));
     drop(peer);
     assert!(a.closed_blocking(LONG).is_some());
+}
+
+/// The reader waits no longer for a decision when this side closes, and has received the message and the end before the
+/// choice is made.
+#[test]
+fn a_close_during_the_choice_does_not_put_the_end_before_the_last_message() {
+    let (a, mut peer) = with_bare_peer(TcpOptions::default());
+    let message = payload(1, 300_000);
+    let wire = framed(&message);
+    assert!(
+        a.recv_into_blocking(64, |_| None, Some(Duration::ZERO))
+            .is_err()
+    );
+    peer.write_all(&wire[..1_000]).unwrap();
+    let choose = |prefix: &[u8]| {
+        assert_eq!(prefix, &message[..64]);
+        a.close(Close::Graceful(Duration::from_secs(20)));
+        peer.write_all(&wire[1_000..]).unwrap();
+        peer.shutdown(Shutdown::Write).unwrap();
+        while a.shared.lock().read_end.is_none() {
+            thread::yield_now();
+        }
+        Heap::new().take(300_000).ok()
+    };
+    let last = a.recv_into_blocking(64, choose, LONG).unwrap();
+    let Some(Received::Message(whole)) = last else {
+        panic!("{last:?}")
+    };
+    assert!(whole[..] == message);
+    assert!(a.recv_blocking(LONG).unwrap().is_none());
 }
