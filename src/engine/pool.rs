@@ -1,12 +1,14 @@
 //! Pools of registered memory: slabs of a few sizes in one registration domain.
 //!
+//! What a slot costs to take and to give back depends on how many sizes there are, and not on how many connections.
+//!
 //! A connection reserves its slots when it is made, so that the data path finds them without asking the system. Whatever
 //! registers memory may take long: it is called under the reactor's lock only where the domain says that its
 //! registrations do not block.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use crate::rdma::{Domain, IoBuf, MemoryBudget, RdmaError, Slab, SlabOptions};
+use crate::rdma::{Domain, IoBuf, MemoryBudget, NewSlab, RdmaError, SlabOptions, SlabSet};
 
 /// Slots that one slab holds at least, if they are small.
 const MIN_SLOTS: usize = 64;
@@ -39,7 +41,7 @@ struct Classes {
 #[derive(Debug)]
 struct Class {
     slot_size: usize,
-    slabs: Vec<Slab>,
+    slabs: SlabSet,
     reserved: usize,
 }
 
@@ -136,7 +138,7 @@ impl Classes {
         let (have, reserved) = {
             let mut classes = self.lock();
             let class = class(&mut classes, slot_size);
-            (class.count(), class.reserved)
+            (class.slabs.count(), class.reserved)
         };
         let slab = match (reserved + count).saturating_sub(have) {
             0 => None,
@@ -144,7 +146,9 @@ impl Classes {
         };
         let mut classes = self.lock();
         let class = class(&mut classes, slot_size);
-        class.slabs.extend(slab);
+        if let Some(slab) = slab {
+            class.slabs.add(slab);
+        }
         class.reserved += count;
         Ok(())
     }
@@ -152,7 +156,7 @@ impl Classes {
     fn take(&self, len: usize) -> Option<IoBuf> {
         let mut classes = self.lock();
         let class = class(&mut classes, class_size(len));
-        let mut buf = class.slabs.iter().find_map(Slab::take)?;
+        let mut buf = class.slabs.take()?;
         buf.set_len(len);
         Some(buf)
     }
@@ -169,14 +173,16 @@ impl Classes {
         }
         let slot_size = class_size(len);
         self.give_up(slot_size);
-        let have = class(&mut self.lock(), slot_size).count();
+        let have = class(&mut self.lock(), slot_size).slabs.count();
         let slab = self.slab(domain, slot_size, 1, have)?;
+        let mut classes = self.lock();
+        let class = class(&mut classes, slot_size);
+        class.slabs.add(slab);
         // Before it is there for others.
-        let mut buf = slab.take().ok_or(RdmaError::Os {
+        let mut buf = class.slabs.take().ok_or(RdmaError::Os {
             operation: crate::rdma::RdmaOperation::AllocateMemory,
             errno: libc::ENOMEM,
         })?;
-        class(&mut self.lock(), slot_size).slabs.push(slab);
         buf.set_len(len);
         Ok(buf)
     }
@@ -189,12 +195,12 @@ impl Classes {
         slot_size: usize,
         missing: usize,
         have: usize,
-    ) -> Result<Slab, RdmaError> {
+    ) -> Result<NewSlab, RdmaError> {
         let unit = (SLAB_BYTES / slot_size).clamp(1, MIN_SLOTS);
         let most = (4 * SLAB_BYTES / slot_size).clamp(1, MAX_SLOTS);
         let grow = missing.max(have).clamp(unit, most).max(missing);
         let grow = u32::try_from(grow).unwrap_or(u32::MAX);
-        Slab::new(domain, slot_size, grow, self.options.clone())
+        NewSlab::new(domain, slot_size, grow, self.options.clone())
     }
 
     /// Before more memory is taken: gives back what nobody uses or has reserved, as far as it is too much to keep.
@@ -206,16 +212,16 @@ impl Classes {
         for class in classes.iter_mut() {
             let slot_size = class.slot_size;
             let mut spare = class.unreserved();
-            given_up.extend(class.slabs.extract_if(.., |slab| {
-                let bytes = slab.count() * slot_size;
-                let unused = slab.free() == slab.count() && bytes <= spare;
-                let goes = unused && kept.saturating_add(wanted) > RETAINED;
+            let goes = |slots| {
+                let bytes = slots * slot_size;
+                let goes = bytes <= spare && kept.saturating_add(wanted) > RETAINED;
                 if goes {
                     kept -= bytes;
                     spare -= bytes;
                 }
                 goes
-            }));
+            };
+            class.slabs.remove_unused(goes, &mut given_up);
         }
         // Taking memory back from a device may take long as well.
         drop(classes);
@@ -224,12 +230,9 @@ impl Classes {
 
     fn free(&self, len: usize) -> usize {
         let slot_size = class_size(len);
-        self.lock()
-            .iter()
-            .filter(|class| class.slot_size == slot_size)
-            .flat_map(|class| &class.slabs)
-            .map(Slab::free)
-            .sum()
+        let classes = self.lock();
+        let class = classes.iter().find(|class| class.slot_size == slot_size);
+        class.map_or(0, |class| class.slabs.free())
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Class>> {
@@ -238,13 +241,9 @@ impl Classes {
 }
 
 impl Class {
-    fn count(&self) -> usize {
-        self.slabs.iter().map(Slab::count).sum()
-    }
-
     /// Bytes of slots beyond reservations.
     fn unreserved(&self) -> usize {
-        self.count().saturating_sub(self.reserved) * self.slot_size
+        self.slabs.count().saturating_sub(self.reserved) * self.slot_size
     }
 }
 
@@ -305,7 +304,7 @@ fn class(classes: &mut Vec<Class>, slot_size: usize) -> &mut Class {
     let at = found.unwrap_or_else(|| {
         classes.push(Class {
             slot_size,
-            slabs: Vec::new(),
+            slabs: SlabSet::new(),
             reserved: 0,
         });
         classes.len() - 1
@@ -347,7 +346,7 @@ mod tests {
         assert!(pools.take(1364).is_some());
         drop((all, hundred));
         ten.add(pools.reserve(&[(1364, 90)]).unwrap());
-        assert_eq!(pools.messages.lock()[0].slabs.len(), 2);
+        assert_eq!(pools.messages.lock()[0].slabs.slabs(), 2);
         assert_eq!(pools.messages.lock()[0].reserved, 100);
         drop(ten);
         assert_eq!(pools.messages.lock()[0].reserved, 0);
@@ -362,12 +361,12 @@ mod tests {
             (first.len(), pools.data.lock()[0].slot_size),
             (3 << 20, 4 << 20)
         );
-        let slabs = pools.data.lock()[0].slabs.len();
+        let slabs = pools.data.lock()[0].slabs.slabs();
         drop((first, second));
         for _ in 0..10 {
             let _ = pools.allocate(3 << 20).unwrap();
         }
-        assert_eq!(pools.data.lock()[0].slabs.len(), slabs);
+        assert_eq!(pools.data.lock()[0].slabs.slabs(), slabs);
     }
 
     #[test]

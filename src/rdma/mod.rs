@@ -44,6 +44,7 @@ pub use memory::{
     Access, Domain, IoBuf, IoBytes, IoPin, MemoryBudget, PlainDomain, ReadOnlyMemory, Registration,
     RemoteAccess, Slab, SlabOptions, UserMemory,
 };
+pub(crate) use memory::{NewSlab, SlabSet};
 pub use open::{Choice, Why, choose, open};
 pub use options::{
     AcceptFilter, Capabilities, ConnectParams, Exposure, Fabric, FabricFilter, ListenOptions,

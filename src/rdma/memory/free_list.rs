@@ -5,6 +5,14 @@ use super::sync::{AtomicU32, AtomicU64, Ordering};
 /// "No slot" in a link.
 const NONE: u32 = u32::MAX;
 
+/// A slot that was taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Popped {
+    pub(crate) slot: u32,
+    /// It was the last: the list was empty then.
+    pub(crate) last: bool,
+}
+
 /// A Treiber stack over slot numbers. The head carries a tag that changes with every operation, so that a slot
 /// which was taken and given back in between cannot make a stale exchange succeed.
 #[derive(Debug)]
@@ -30,7 +38,7 @@ impl FreeList {
     }
 
     /// Takes the slot that was given back last.
-    pub(crate) fn pop(&self) -> Option<u32> {
+    pub(crate) fn pop(&self) -> Option<Popped> {
         let mut head = self.head.load(Ordering::Acquire);
         loop {
             let slot = head as u32;
@@ -46,15 +54,16 @@ impl FreeList {
             ) {
                 Ok(_) => {
                     self.len.fetch_sub(1, Ordering::Relaxed);
-                    return Some(slot);
+                    let last = next == NONE;
+                    return Some(Popped { slot, last });
                 }
                 Err(now) => head = now,
             }
         }
     }
 
-    /// Gives a slot back. The caller owns it and forgets it.
-    pub(crate) fn push(&self, slot: u32) {
+    /// Gives a slot back. The caller owns it and forgets it. Whether it is the first: the list was empty before.
+    pub(crate) fn push(&self, slot: u32) -> bool {
         // Counted before it can be taken, so that the counter never goes below zero.
         self.len.fetch_add(1, Ordering::Relaxed);
         let mut head = self.head.load(Ordering::Acquire);
@@ -66,7 +75,7 @@ impl FreeList {
                 Ordering::AcqRel,
                 Ordering::Acquire,
             ) {
-                Ok(_) => return,
+                Ok(_) => return head as u32 == NONE,
                 Err(now) => head = now,
             }
         }
@@ -86,20 +95,21 @@ fn retag(head: u64, slot: u32) -> u64 {
 mod tests {
     use super::*;
 
+    fn popped(slot: u32, last: bool) -> Option<Popped> {
+        Some(Popped { slot, last })
+    }
+
     #[test]
     fn takes_each_slot_once_and_the_last_returned_first() {
         let list = FreeList::full(3);
-        assert_eq!(
-            (list.pop(), list.pop(), list.pop(), list.pop()),
-            (Some(0), Some(1), Some(2), None)
-        );
-        list.push(1);
-        list.push(2);
+        assert_eq!(list.pop(), popped(0, false));
+        assert_eq!(list.pop(), popped(1, false));
+        assert_eq!((list.pop(), list.pop()), (popped(2, true), None));
+        assert!(list.push(1));
+        assert!(!list.push(2));
         assert_eq!(list.len(), 2);
-        assert_eq!(
-            (list.pop(), list.pop(), list.pop()),
-            (Some(2), Some(1), None)
-        );
+        assert_eq!(list.pop(), popped(2, false));
+        assert_eq!((list.pop(), list.pop()), (popped(1, true), None));
     }
 
     #[test]
@@ -119,15 +129,15 @@ mod loom_tests {
             let list = Arc::new(FreeList::full(2));
             let other = list.clone();
             let thread = loom::thread::spawn(move || {
-                let slot = other.pop();
-                if let Some(slot) = slot {
-                    other.push(slot);
+                if let Some(popped) = other.pop() {
+                    other.push(popped.slot);
                 }
                 other.pop()
             });
             let mine = list.pop();
             let theirs = thread.join().unwrap();
-            assert!(mine.is_none() || mine != theirs);
+            let slot = |popped: Option<Popped>| popped.map(|popped| popped.slot);
+            assert!(mine.is_none() || slot(mine) != slot(theirs));
             assert!(mine.is_some() || theirs.is_some());
         });
     }

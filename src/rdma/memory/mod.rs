@@ -8,8 +8,10 @@ mod budget;
 mod buffer;
 mod domain;
 mod free_list;
+mod free_lists;
 mod region;
 mod slab;
+mod slab_set;
 #[cfg(any(test, feature = "testing"))]
 mod stand_in;
 mod sync;
@@ -22,7 +24,9 @@ pub use budget::MemoryBudget;
 pub use buffer::{IoBuf, IoBytes, IoPin};
 pub use domain::{Access, Domain, PlainDomain, Registration, RemoteAccess};
 pub(crate) use region::Region;
+pub(crate) use slab::NewSlab;
 pub use slab::{Slab, SlabOptions};
+pub(crate) use slab_set::SlabSet;
 #[cfg(any(test, feature = "testing"))]
 pub(crate) use stand_in::StandInDomain;
 pub use user::{ReadOnlyMemory, UserMemory};

@@ -6,7 +6,7 @@ use std::mem::ManuallyDrop;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use super::free_list::FreeList;
+use super::free_lists::{Chain, Slots};
 use super::sync::{AtomicU32, Ordering, fence};
 use super::{Access, Charge, Domain, IoBuf, MemoryBudget, Region, Registration};
 use crate::rdma::{RdmaError, RdmaOperation, put_off};
@@ -40,12 +40,15 @@ pub struct Slab {
     shared: Arc<Shared>,
 }
 
+/// A slab before there is a second reference to it.
+pub(crate) struct NewSlab(Shared);
+
 /// What the slab and all its slots hold together.
 pub(crate) struct Shared {
     memory: ManuallyDrop<Memory>,
     domain: Arc<dyn Domain>,
     slot_size: usize,
-    free: FreeList,
+    slots: Slots,
     counts: Box<[AtomicU32]>,
     /// Whether the memory can be written to at all.
     writable: bool,
@@ -66,12 +69,9 @@ impl Drop for Shared {
     }
 }
 
-impl Slab {
-    /// Maps and registers memory for `count` slots of `slot_size` bytes (rounded up to a multiple of 64).
-    ///
-    /// # Errors
-    /// The system has no memory, the device refuses to register it, or the budget is used up.
-    pub fn new(
+impl NewSlab {
+    /// As [`Slab::new`].
+    pub(crate) fn new(
         domain: &Arc<dyn Domain>,
         slot_size: usize,
         count: u32,
@@ -109,35 +109,56 @@ impl Slab {
             .transpose()?;
         // SAFETY: `Memory` drops the registration before the region, which stays mapped until then.
         let registration = unsafe { domain.register(region.base(), region.len(), access) }?;
-        Ok(Self {
-            shared: Arc::new(Shared {
-                memory: ManuallyDrop::new(Memory {
-                    registration,
-                    region,
-                    _charge: charge,
-                }),
-                domain: domain.clone(),
-                slot_size,
-                free: FreeList::full(count),
-                counts: (0..count).map(|_| AtomicU32::new(0)).collect(),
-                writable: access.local_write,
+        Ok(Self(Shared {
+            memory: ManuallyDrop::new(Memory {
+                registration,
+                region,
+                _charge: charge,
             }),
-        })
+            domain: domain.clone(),
+            slot_size,
+            slots: Slots::full(count),
+            counts: (0..count).map(|_| AtomicU32::new(0)).collect(),
+            writable: access.local_write,
+        }))
+    }
+
+    /// A slab of its own.
+    pub(super) fn alone(self) -> Slab {
+        Slab {
+            shared: Arc::new(self.0),
+        }
+    }
+
+    /// The slab with this number of a set, whose slots are taken through `chain`.
+    pub(super) fn join(mut self, chain: &mut Chain, number: u32) -> Slab {
+        chain.join(&mut self.0.slots, number);
+        self.alone()
+    }
+}
+
+impl Slab {
+    /// Maps and registers memory for `count` slots of `slot_size` bytes (rounded up to a multiple of 64).
+    ///
+    /// # Errors
+    /// The system has no memory, the device refuses to register it, or the budget is used up.
+    pub fn new(
+        domain: &Arc<dyn Domain>,
+        slot_size: usize,
+        count: u32,
+        options: SlabOptions,
+    ) -> Result<Self, RdmaError> {
+        NewSlab::new(domain, slot_size, count, options).map(NewSlab::alone)
     }
 
     /// Takes a free slot as a buffer of the slot's whole size. Its contents are whatever was there before.
     pub fn take(&self) -> Option<IoBuf> {
-        let slot = self.shared.free.pop()?;
-        self.shared.counts[slot as usize].store(1, Ordering::Relaxed);
-        Some(IoBuf::new(SlotRef {
-            shared: self.shared.clone(),
-            slot,
-        }))
+        self.shared.slots.pop().map(|slot| self.buffer(slot))
     }
 
     /// How many slots are free; a moment's view.
     pub fn free(&self) -> usize {
-        self.shared.free.len()
+        self.shared.slots.len()
     }
 
     /// How many slots there are.
@@ -148,6 +169,24 @@ impl Slab {
     /// Bytes per slot.
     pub fn slot_size(&self) -> usize {
         self.shared.slot_size
+    }
+
+    pub(super) fn slots(&self) -> &Slots {
+        &self.shared.slots
+    }
+
+    /// A slot that was taken from [`Slab::slots`], as a buffer.
+    pub(super) fn buffer(&self, slot: u32) -> IoBuf {
+        self.shared.counts[slot as usize].store(1, Ordering::Relaxed);
+        IoBuf::new(SlotRef {
+            shared: self.shared.clone(),
+            slot,
+        })
+    }
+
+    /// Whether nobody has a slot, or is about to have given one back: all that was done so has happened before.
+    pub(super) fn is_unused(&mut self) -> bool {
+        Arc::get_mut(&mut self.shared).is_some()
     }
 }
 
@@ -215,6 +254,6 @@ impl Drop for SlotRef {
             return;
         }
         fence(Ordering::Acquire);
-        self.shared.free.push(self.slot);
+        self.shared.slots.push(self.slot);
     }
 }

@@ -6,7 +6,7 @@ use std::fmt;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use super::{Access, Domain, IoBuf, IoBytes, MemoryBudget, Region, Slab};
+use super::{Access, Domain, IoBuf, IoBytes, MemoryBudget, NewSlab, Region};
 use crate::rdma::{RdmaError, RdmaOperation};
 
 /// Memory of the caller's that becomes a buffer by
@@ -123,7 +123,7 @@ fn one(
     budget: Option<&MemoryBudget>,
 ) -> Result<IoBuf, RdmaError> {
     let len = region.len();
-    let slab = Slab::over(domain, region, (len, 1), access, budget)?;
+    let slab = NewSlab::over(domain, region, (len, 1), access, budget)?.alone();
     // The only slot of a new slab is free.
     slab.take().ok_or(RdmaError::State(RdmaOperation::Register))
 }
