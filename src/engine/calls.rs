@@ -1,21 +1,23 @@
 //! What other threads leave to whoever holds the reactor's core, and the promise that nothing of it is forgotten.
 //!
 //! Nobody waits for the core: who finds it taken goes away, because its holder looks at the list again after it has
-//! let go. Loom checks that in every interleaving.
+//! let go. Loom checks that in every interleaving. Nor does anybody work for others without end: who has done so for a
+//! while leaves the rest to the driver.
 
 #[cfg(loom)]
 use loom::sync::atomic::{AtomicUsize, Ordering};
 #[cfg(loom)]
 use loom::sync::{Mutex, MutexGuard};
+use std::collections::VecDeque;
 use std::sync::PoisonError;
 #[cfg(not(loom))]
 use std::sync::atomic::{AtomicUsize, Ordering};
 #[cfg(not(loom))]
 use std::sync::{Mutex, MutexGuard};
 
-/// A list of calls.
+/// A list of calls, worked off in their order.
 pub(crate) struct Calls<T> {
-    list: Mutex<Vec<T>>,
+    list: Mutex<VecDeque<T>>,
     /// How many there are: saves the list's lock.
     count: AtomicUsize,
 }
@@ -23,14 +25,14 @@ pub(crate) struct Calls<T> {
 impl<T> Calls<T> {
     pub(crate) fn new() -> Self {
         Self {
-            list: Mutex::new(Vec::with_capacity(64)),
+            list: Mutex::new(VecDeque::with_capacity(64)),
             count: AtomicUsize::new(0),
         }
     }
 
     /// Leaves a call. [`Calls::work_off`] must follow.
     pub(crate) fn leave(&self, call: T) {
-        self.list().push(call);
+        self.list().push_back(call);
         self.count.fetch_add(1, Ordering::SeqCst);
     }
 
@@ -39,27 +41,81 @@ impl<T> Calls<T> {
         self.count.load(Ordering::SeqCst) == 0
     }
 
-    /// The next call, for the core's holder.
-    pub(crate) fn next(&self) -> Option<T> {
-        if self.is_empty() {
-            return None;
+    /// Works off, for the core's holder, the calls that there are now. What comes meanwhile waits for the next time, so
+    /// that those who leave more and more keep nobody here.
+    pub(crate) fn attend(&self, mut work: impl FnMut(T)) {
+        for _ in 0..self.count.load(Ordering::SeqCst) {
+            let Some(call) = self.next() else { return };
+            work(call);
         }
-        let call = self.list().pop();
+    }
+
+    fn next(&self) -> Option<T> {
+        let call = self.list().pop_front();
         if call.is_some() {
             self.count.fetch_sub(1, Ordering::SeqCst);
         }
         call
     }
 
-    /// Sees to it that all calls are worked off. `hold` takes the core, works them off and lets it go, or says that the core
-    /// is taken: then its holder does it, who calls this after letting go.
-    pub(crate) fn work_off(&self, mut hold: impl FnMut() -> bool) {
-        while !self.is_empty() && hold() {}
+    /// Sees to it that all calls are worked off. `hold` takes the core, attends to them and lets it go, or says that the
+    /// core is taken: then its holder does it, who calls this after letting go. `false`: there were always more, for so
+    /// many rounds, and it is for the driver to go on.
+    pub(crate) fn work_off(&self, rounds: u32, mut hold: impl FnMut() -> bool) -> bool {
+        for _ in 0..rounds {
+            if self.is_empty() || !hold() {
+                return true;
+            }
+        }
+        self.is_empty()
     }
 
-    fn list(&self) -> MutexGuard<'_, Vec<T>> {
+    fn list(&self) -> MutexGuard<'_, VecDeque<T>> {
         // The list is valid at every moment, so a panic elsewhere does not spoil it.
         self.list.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_came_first_is_first_and_what_comes_meanwhile_waits() {
+        let calls = Calls::new();
+        let attend = || {
+            let mut seen = Vec::new();
+            calls.attend(|call| {
+                seen.push(call);
+                calls.leave(call + 10);
+            });
+            seen
+        };
+        calls.leave(1);
+        calls.leave(2);
+        assert_eq!(attend(), [1, 2]);
+        assert_eq!(attend(), [11, 12]);
+    }
+
+    #[test]
+    fn nobody_works_for_others_without_end() {
+        let calls = Calls::new();
+        let mut held = 0;
+        let mut hold = |more: bool| {
+            calls.attend(|()| {});
+            held += 1;
+            if more {
+                calls.leave(());
+            }
+            true
+        };
+        calls.leave(());
+        assert!(!calls.work_off(5, || hold(true)));
+        assert!(calls.work_off(5, || hold(false)));
+        assert_eq!(held, 6);
+        // Its holder goes on.
+        calls.leave(());
+        assert!(calls.work_off(5, || false));
     }
 }
 
@@ -75,20 +131,15 @@ mod loom_tests {
     }
 
     impl Shared {
-        fn attend(&self, core: &mut u32) {
-            while let Some(call) = self.calls.next() {
-                *core += call;
-            }
-        }
-
         fn kick(&self) {
-            self.calls.work_off(|| match self.core.try_lock() {
+            let done = self.calls.work_off(4, || match self.core.try_lock() {
                 Ok(mut core) => {
-                    self.attend(&mut core);
+                    self.calls.attend(|call| *core += call);
                     true
                 }
                 Err(_) => false,
             });
+            assert!(done);
         }
     }
 

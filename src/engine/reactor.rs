@@ -34,6 +34,8 @@ use crate::transport::{Error, List, Op, Stats, Transport};
 
 /// Passes with more to do after which whoever drives gets its turn.
 const PASSES: u32 = 64;
+/// Times that a caller attends to what others have left meanwhile, before it is the driver's.
+const ROUNDS: u32 = 16;
 
 /// Drives one provider and its connections. A cheap handle: clones share the reactor.
 ///
@@ -444,7 +446,7 @@ impl Shared {
 
     /// Works off what is left to do, if nobody else is at it.
     fn kick(&self) {
-        self.calls.work_off(|| {
+        let done = self.calls.work_off(ROUNDS, || {
             let core = match self.core.try_lock() {
                 Ok(core) => core,
                 Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
@@ -457,17 +459,18 @@ impl Shared {
             self.unlock(core, now);
             true
         });
+        if !done {
+            self.wait.wake();
+        }
     }
 
-    /// Works off the list.
+    /// Works off the calls that there are.
     fn attend(&self, core: &mut Core, now: Instant) {
-        while let Some(call) = self.calls.next() {
-            match call {
-                Call::Attend(conn) => core.attend(conn, now),
-                Call::TakeIn(arrival) => core.take_in(*arrival, now),
-                Call::Finished(conn, done) => core.finished(conn, *done, now),
-            }
-        }
+        self.calls.attend(|call| match call {
+            Call::Attend(conn) => core.attend(conn, now),
+            Call::TakeIn(arrival) => core.take_in(*arrival, now),
+            Call::Finished(conn, done) => core.finished(conn, *done, now),
+        });
     }
 
     /// Leaves the core, and wakes those who wait for what happened in it.
