@@ -16,7 +16,7 @@ use super::pool::{Pools, Reserved};
 use super::retired::Retired;
 use super::shared::{Closing, ConnShared};
 use super::transfer::{self, Budget, Finished, Transfers};
-use crate::proto;
+use crate::proto::{self, CreditProfile};
 use crate::rdma::{
     Close, CompletionStatus, ConnId, IoBuf, LossReason, Operation, PostError, Provider, RdmaError,
     RdmaOperation, SendRequest, Window, after,
@@ -27,6 +27,9 @@ use crate::transport::{DisconnectReason, Error, Stats};
 pub(crate) const HEADER: usize = 24;
 /// A slot that any message without payload fits into.
 const CONTROL: usize = 64;
+/// Slots for sending that a connection has at first, by its profile: of most that there are little is ever sent at a time.
+const FIRST_SLOTS: usize = 64;
+const SMALL_SLOTS: usize = 8;
 /// How long the answer to a refused negotiation may take to leave.
 const FLUSH: Duration = Duration::from_secs(5);
 /// How long to wait before memory that the system refused is asked for again.
@@ -185,9 +188,15 @@ impl Conn {
         self.max_pieces = max_pieces.max(1);
     }
 
-    /// Slots for data after the negotiation: length and count.
+    /// Slots for data after the negotiation: length and count. A connection that has more under way gets more then.
     pub(crate) fn data_slots(&self) -> (usize, usize) {
-        (self.fragment_size(), self.send_depth as usize)
+        let first = match self.options.protocol.credit_profile {
+            CreditProfile::Small => SMALL_SLOTS,
+            CreditProfile::Full => usize::MAX,
+            // The default, and what there may be besides.
+            _ => FIRST_SLOTS,
+        };
+        (self.fragment_size(), first.min(self.send_depth as usize))
     }
 
     /// The negotiation is done, and slots for data are there.

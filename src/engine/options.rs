@@ -74,7 +74,9 @@ pub struct ChannelOptions {
     /// Bytes of memory of received messages that the application has not taken, above which no more are received. A message
     /// that lies in a message slot counts as all of the slot, and each for some 100 bytes more.
     pub receive_queue_bytes: usize,
-    /// Places in the send queue of the queue pair.
+    /// Places in the send queue of the queue pair. Each takes a slot of
+    /// [`max_send_size`](proto::Config::max_send_size) bytes while it is used; the connection begins with 8 of them, 64 or
+    /// all, by its [profile](proto::CreditProfile) `Small`, `Adaptive` or `Full`, and has more when it needs them.
     pub send_depth: u32,
     /// RDMA reads in flight as initiator (a server reads what a client writes).
     pub initiator_depth: u16,

@@ -10,6 +10,7 @@ mod ends;
 mod exposures;
 mod forged;
 mod group;
+mod idle;
 mod kill;
 mod limits;
 mod off_lock;

@@ -1,6 +1,7 @@
 //! Memory that the caller brings, on every provider: it is sent, exposed, written from and read into.
 
 use smbdirect::engine::ChannelOptions;
+use smbdirect::proto::CreditProfile;
 use smbdirect::rdma::{IoBuf, RemoteAccess};
 use smbdirect::transport::{
     ApiMisuse, DirectPlacement, Gather, OutMessage, Target, Transport, TransportExt,
@@ -23,8 +24,12 @@ fn register(transport: &dyn Transport, guarded: &Guarded, seed: u64) -> IoBuf {
 
 /// An arena of the caller's on both sides, in both directions, and as a message.
 pub(crate) fn brought_memory_is_moved(bed: &Bed) {
-    let world = bed.world(ChannelOptions::default());
-    let pair = Pair::new(&world);
+    // With all of its slots from the beginning: what else is counted is the memory that is brought.
+    let mut options = ChannelOptions::default();
+    options.protocol.credit_profile = CreditProfile::Full;
+    let world = bed.world(options.clone());
+    let (client, server) = world.connect(options);
+    let pair = Pair { client, server };
     let before = world.client.registered_memory();
     let guarded = [Flush::Low, Flush::High].map(|flush| Guarded::new(LEN, flush));
     let memory = register(&pair.client, &guarded[0], 1);
