@@ -164,6 +164,8 @@ impl ListenShared {
         if !options.listen.filter.admits(peer) {
             return None;
         }
+        // An IPv4 peer is the same one at an address of IPv6.
+        let peer = peer.to_canonical();
         let mut state = self.lock();
         let here = state.per_peer.get(&peer).copied().unwrap_or(0);
         if state.closed
@@ -223,5 +225,28 @@ impl ListenShared {
     fn lock(&self) -> MutexGuard<'_, State> {
         // The state is valid at every moment, so a panic elsewhere does not spoil it.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_counted_by_peer_whatever_the_form_of_its_address() {
+        let listen = Arc::new(ListenShared::new(8));
+        let options = ChannelOptions {
+            max_negotiating: 2,
+            max_negotiating_per_peer: 1,
+            ..ChannelOptions::default()
+        };
+        let admit = |peer: &str| listen.admit(peer.parse().unwrap(), &options);
+        let first = admit("192.0.2.1").unwrap();
+        assert!(admit("::ffff:192.0.2.1").is_none(), "the same peer");
+        let _second = admit("2001:db8::1").unwrap();
+        assert!(admit("192.0.2.2").is_none(), "two in all");
+        drop(first);
+        let _third = admit("::ffff:192.0.2.1").unwrap();
+        assert!(admit("192.0.2.1").is_none(), "the same peer");
     }
 }
