@@ -25,3 +25,24 @@ mod group {
 
     crate::suite!(Bed { reactors: 3, ..BED });
 }
+
+/// The same over IPv6, where the host has it.
+mod ipv6 {
+    use std::net::{Ipv6Addr, TcpListener};
+
+    use super::{BED, Bed};
+
+    fn bed() -> Option<Bed> {
+        let server = Ipv6Addr::LOCALHOST.into();
+        if TcpListener::bind((server, 0)).is_err() {
+            println!("not run: no IPv6 here");
+            return None;
+        }
+        Some(Bed { server, ..BED })
+    }
+
+    crate::suite!(match bed() {
+        Some(bed) => bed,
+        None => return,
+    });
+}

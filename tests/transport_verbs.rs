@@ -11,14 +11,18 @@ use smbdirect::rdma::{ProviderKind, open};
 use suite::Bed;
 
 /// The server's address: the guest's, on the other side of the wire.
-fn server() -> Option<IpAddr> {
+fn server(variable: &str) -> Option<IpAddr> {
     std::env::var("SMBDIRECT_GUEST").ok()?;
-    std::env::var("REMOTE").ok()?.parse().ok()
+    std::env::var(variable).ok()?.parse().ok()
 }
 
 /// `None` where there are no devices.
 fn bed(reactors: usize) -> Option<Bed> {
-    let bed = server().map(|server| Bed {
+    bed_at("REMOTE", reactors)
+}
+
+fn bed_at(variable: &str, reactors: usize) -> Option<Bed> {
+    let bed = server(variable).map(|server| Bed {
         provider: || open(ProviderKind::Verbs),
         server,
         reactors,
@@ -54,6 +58,21 @@ mod group {
         Some(bed) => bed,
         None => return,
     }, memory_is_written_and_read, memory_comes_back_from_a_dead_connection);
+}
+
+/// Over IPv6. Not the whole suite either.
+mod ipv6 {
+    use super::bed_at;
+
+    crate::suite!(@ match bed_at("REMOTE6", 1) {
+        Some(bed) => bed,
+        None => return,
+    }, graceful_close_delivers_everything, connecting_to_nobody_fails, idle_connections_exchange_probes_only);
+
+    crate::suite!(@direct match bed_at("REMOTE6", 1) {
+        Some(bed) => bed,
+        None => return,
+    }, memory_is_written_and_read);
 }
 
 /// With memory windows where they are not used by default: soft-RoCE has the only ones here.
