@@ -4,6 +4,7 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use super::conn::HEADER;
 use super::exposure::{Exposed, ExposedList, Right};
@@ -101,7 +102,7 @@ impl Channel {
         let (op, completer) = self.shared.ops().gathers.pending();
         let len = data.len();
         self.transfer(Payload::Write { data, completer }, to, len, response);
-        op
+        op.spinning(self.spin())
     }
 
     /// Registers memory: not in the caller's time where that may block.
@@ -426,6 +427,10 @@ impl Transport for Channel {
         Some(self)
     }
 
+    fn spin(&self) -> Duration {
+        self.reactor.spin()
+    }
+
     fn stats(&self) -> Stats {
         self.reactor
             .stats(self.shared.conn)
@@ -474,7 +479,7 @@ impl DirectPlacement for Channel {
             completer,
         };
         self.transfer(payload, from, range.len(), None);
-        op
+        op.spinning(self.spin())
     }
 
     fn write_then_send(

@@ -65,7 +65,7 @@ impl Exposed {
             let completer = Some(completer);
             self.right.reclaim(Reclaim::One { memory, completer });
         }
-        op
+        op.spinning(self.right.reactor.spin())
     }
 }
 
@@ -105,7 +105,7 @@ impl ExposedList {
             let completer = Some(completer);
             self.right.reclaim(Reclaim::Many { memory, completer });
         }
-        op
+        op.spinning(self.right.reactor.spin())
     }
 }
 

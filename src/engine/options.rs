@@ -18,8 +18,9 @@ use crate::rdma::ListenOptions;
 pub struct ReactorOptions {
     /// Name of the thread that [`Reactor::spawn`](super::Reactor::spawn) starts.
     pub thread_name: String,
-    /// How long the driving thread polls before it sleeps. Zero: it sleeps at once, which costs least; a few tens
-    /// of microseconds save a wake-up per message at the price of a busy processor.
+    /// How long the driving thread polls before it sleeps, and a blocking call on one of the reactor's channels before
+    /// its thread does. Zero: at once, which costs least; a few tens of microseconds save a wake-up per message, and
+    /// another one per answer, at the price of busy processors.
     pub spin: Duration,
     /// Events that one pass handles before timers and other work get their turn.
     pub poll_budget: usize,

@@ -387,6 +387,11 @@ impl Shared {
         }
     }
 
+    /// How long who waits looks for what it waits for before it sleeps.
+    pub(crate) fn spin(&self) -> Duration {
+        self.options.spin
+    }
+
     /// Where work goes that may block.
     pub(crate) fn helper(&self) -> &Helper {
         &self.helper

@@ -104,6 +104,11 @@ pub trait Transport: Send + Sync {
     /// As [`Transport::register`], for memory that is only read: it can be sent, and written to the peer.
     fn register_read_only(&self, memory: ReadOnlyMemory) -> Op<IoBytes>;
 
+    /// How long blocking calls look for their result before they sleep.
+    fn spin(&self) -> Duration {
+        Duration::ZERO
+    }
+
     /// Counters since the connection was made.
     fn stats(&self) -> Stats;
 

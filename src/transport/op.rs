@@ -6,6 +6,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use super::{DisconnectReason, Error, ext};
 
@@ -14,6 +15,8 @@ use super::{DisconnectReason, Error, ext};
 #[must_use = "an abandoned operation's result is lost"]
 pub struct Op<T> {
     state: OpState<T>,
+    /// How long [`Op::wait`] looks for the result before it sleeps.
+    spin: Duration,
 }
 
 enum OpState<T> {
@@ -39,6 +42,7 @@ impl<T> Op<T> {
     pub fn ready(result: Result<T, Error>) -> Self {
         Self {
             state: OpState::Ready(Some(result)),
+            spin: Duration::ZERO,
         }
     }
 
@@ -50,8 +54,15 @@ impl<T> Op<T> {
     fn over(cell: Arc<Cell<T>>) -> (Self, Completer<T>) {
         let op = Self {
             state: OpState::Pending(cell.clone()),
+            spin: Duration::ZERO,
         };
         (op, Completer { cell, done: false })
+    }
+
+    /// Lets [`Op::wait`] look for the result so long before it sleeps.
+    pub(crate) fn spinning(mut self, spin: Duration) -> Self {
+        self.spin = spin;
+        self
     }
 
     /// Takes the result if it is there.
@@ -69,7 +80,8 @@ impl<T> Op<T> {
     pub fn wait(mut self) -> Result<T, Error> {
         // Without a limit the wait has no other end than the result.
         loop {
-            if let Some(result) = ext::block_on(None, |cx| Pin::new(&mut self).poll(cx)) {
+            if let Some(result) = ext::block_on(self.spin, None, |cx| Pin::new(&mut self).poll(cx))
+            {
                 return result;
             }
         }

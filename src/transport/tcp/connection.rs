@@ -209,7 +209,7 @@ impl Tcp {
         mut choose: impl FnMut(&[u8]) -> Option<IoBuf>,
         timeout: Option<Duration>,
     ) -> Result<Option<Received>, Error> {
-        block_on(timeout, |cx| {
+        block_on(Duration::ZERO, timeout, |cx| {
             self.poll_recv_into(cx, prefix_len, &mut choose)
         })
         .unwrap_or(Err(Error::WouldBlock))
