@@ -50,7 +50,8 @@ const OPTIONS: &str = "
   --count N          messages per size and connection (default 1000, and at most 256 MiB)
   --in-flight N      messages under way on each connection (default 16)
   --seed N           other payload (default 1)
-  --timeout SECS     give up when nothing comes back for so long (default 30)";
+  --timeout SECS     give up when nothing comes back for so long (default 30)
+  --json             print JSON instead of text";
 
 /// What the command line says.
 struct Options {
@@ -84,16 +85,12 @@ fn run(mut options: Options) -> Result<(), String> {
     }
     let endpoint = Endpoint::open(&options.common)?;
     let address = endpoint.address(&options.common);
-    if address.port() == 0 {
-        return Err("--port 0 is for the server; say which port it listens on".into());
-    }
     let connections = (0..options.connections)
         .map(|_| connect(&endpoint, address))
         .collect::<Result<Vec<_>, Error>>()
         .map_err(|error| endpoint::explain("cannot connect to", address, &error))?;
-    let Some(first) = connections.first() else {
-        return Err("--connections 0: nothing to do".into());
-    };
+    // The command line asks for at least one.
+    let first = &connections[0];
     let max = first.limits().max_send.min(first.limits().max_receive);
     if let Some(size) = options.sizes.iter().find(|size| **size as u64 > max) {
         return Err(format!(
@@ -141,21 +138,18 @@ fn options() -> Result<Option<Options>, String> {
     while let Some(name) = args.option()? {
         match name.as_str() {
             "--help" | "-h" => return Ok(None),
-            "--connections" => options.connections = args.value()?,
-            "--sizes" => {
-                options.sizes = args
-                    .text()?
-                    .split(',')
-                    .map(units::parse)
-                    .collect::<Result<_, _>>()?;
-            }
-            "--count" => options.count = Some(args.value()?),
-            "--in-flight" => options.in_flight = args.value::<usize>()?.max(1),
+            "--connections" => options.connections = args.at_least_one()?,
+            "--sizes" => options.sizes = args.list(units::parse)?,
+            "--count" => options.count = Some(args.at_least_one()?),
+            "--in-flight" => options.in_flight = args.at_least_one()?,
             "--seed" => options.seed = args.value()?,
-            "--timeout" => options.timeout = Duration::from_secs(args.value()?),
+            "--timeout" => options.timeout = args.seconds(1)?,
             name if options.common.take(name, &mut args)? => {}
             name => return Err(format!("{name} is unknown; --help lists the options")),
         }
+    }
+    if options.common.port == Some(0) && options.common.port_file.is_none() {
+        return Err("--port 0 is for the server; say which port it listens on".into());
     }
     Ok(Some(options))
 }

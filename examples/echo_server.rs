@@ -40,7 +40,8 @@ const OPTIONS: &str = "
   --port N           and this port; 0: any free one (default 445, on iWARP 5445)
   --port-file FILE   write the port there once clients can connect
   --accept N         end after N connections, with status 0 if all of them went well
-  --once             the same as --accept 1";
+  --once             the same as --accept 1
+  --json             print JSON instead of text";
 
 fn main() -> ExitCode {
     let help = format!("{USAGE}{OPTIONS}\n{COMMON_HELP}");
@@ -104,7 +105,7 @@ fn options() -> Result<Option<(Common, Option<u64>)>, String> {
     while let Some(name) = args.option()? {
         match name.as_str() {
             "--help" | "-h" => return Ok(None),
-            "--accept" => accept = Some(args.value()?),
+            "--accept" => accept = Some(args.at_least_one()?),
             "--once" => accept = Some(1),
             name if common.take(name, &mut args)? => {}
             name => return Err(format!("{name} is unknown; --help lists the options")),

@@ -48,6 +48,8 @@ Without `serve` or `client` it is both, over the loopback.
   --store FILE       serve: the file (default: a temporary one, removed at the end)
   --once             serve: end after one client";
 
+const NEEDS_RDMA: &str = "direct placement needs RDMA: --provider iwarp works everywhere";
+
 /// What the command line says.
 pub(crate) struct Options {
     common: Common,
@@ -84,12 +86,9 @@ fn main() -> ExitCode {
 }
 
 fn run(options: Options) -> Result<(), String> {
-    if options.common.provider == Wanted::Tcp {
-        return Err("direct placement needs RDMA: --provider iwarp works everywhere".into());
-    }
     let endpoint = Endpoint::open(&options.common)?;
     let Some(reactors) = &endpoint.reactors else {
-        return Err("direct placement needs RDMA: --provider iwarp works everywhere".into());
+        return Err(NEEDS_RDMA.into());
     };
     println!("provider {}", endpoint.choice);
     let mut address = endpoint.address(&options.common);
@@ -183,22 +182,20 @@ fn options() -> Result<Option<Options>, String> {
             "--help" | "-h" => return Ok(None),
             "serve" => options.role = Role::Serve,
             "client" => options.role = Role::Client,
-            "--sizes" => {
-                options.sizes = args
-                    .text()?
-                    .split(',')
-                    .map(units::parse)
-                    .collect::<Result<_, _>>()?;
-            }
-            "--total" => options.total = units::parse(&args.text()?)?,
-            "--in-flight" => options.in_flight = args.value::<usize>()?.max(1),
-            "--buffers" => options.buffers = args.value::<usize>()?.max(1),
+            "--sizes" => options.sizes = args.list(units::parse)?,
+            "--total" => options.total = args.parsed(units::parse)?,
+            "--in-flight" => options.in_flight = args.at_least_one()?,
+            "--buffers" => options.buffers = args.at_least_one()?,
             "--seed" => options.seed = args.value()?,
             "--store" => options.store = Some(args.text()?.into()),
             "--once" => options.once = true,
+            "--json" => return Err(format!("{name} is not for this program")),
             name if options.common.take(name, &mut args)? => {}
             name => return Err(format!("{name} is unknown; --help lists the options")),
         }
+    }
+    if options.common.provider == Wanted::Tcp {
+        return Err(format!("--provider tcp: {NEEDS_RDMA}"));
     }
     Ok(Some(options))
 }

@@ -5,8 +5,12 @@ use std::process::ExitCode;
 
 use smbdirect::rdma::ProviderKind;
 
+use args::Arguments;
 use report::Report;
 
+#[allow(dead_code)] // The options that other examples have in common.
+#[path = "../common/args.rs"]
+mod args;
 mod devices;
 mod host;
 #[path = "../common/json.rs"]
@@ -42,16 +46,9 @@ struct Options {
 }
 
 fn main() -> ExitCode {
-    let options = match options() {
-        Ok(Some(options)) => options,
-        Ok(None) => {
-            println!("{HELP}");
-            return ExitCode::SUCCESS;
-        }
-        Err(error) => {
-            eprintln!("doctor: {error}");
-            return ExitCode::from(2);
-        }
+    let options = match args::or_status("doctor", HELP, options()) {
+        Ok(options) => options,
+        Err(status) => return status,
     };
     let mut report = Report::new(options.json);
     host::examine(&mut report);
@@ -80,20 +77,15 @@ fn main() -> ExitCode {
 
 /// The options; `None` if help is wanted.
 fn options() -> Result<Option<Options>, String> {
+    let mut args = Arguments::of_this_process();
     let mut options = Options::default();
-    let mut words = std::env::args().skip(1);
-    while let Some(word) = words.next() {
-        let mut value = || words.next().ok_or(format!("{word} needs a value"));
+    while let Some(word) = args.option()? {
         match word.as_str() {
             "--help" | "-h" => return Ok(None),
             "--json" => options.json = true,
-            "--port" => {
-                let text = value()?;
-                let port = text.parse().map_err(|e| format!("--port {text}: {e}"))?;
-                options.port = Some(port);
-            }
+            "--port" => options.port = Some(args.at_least_one()?),
             "--provider" => {
-                options.provider = Some(match value()?.as_str() {
+                options.provider = Some(match args.text()?.as_str() {
                     "verbs" => ProviderKind::Verbs,
                     "iwarp" => ProviderKind::Iwarp,
                     other => return Err(format!("--provider {other}: verbs or iwarp")),

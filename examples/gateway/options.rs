@@ -111,16 +111,15 @@ impl Options {
                     }
                 }
                 "--allow" => options.allow.push(args.value()?),
-                "--max-connections" => options.max_connections = at_least_one(&name, &mut args)?,
-                "--max-per-client" => options.max_per_client = at_least_one(&name, &mut args)?,
+                "--max-connections" => options.max_connections = args.at_least_one()?,
+                "--max-per-client" => options.max_per_client = args.at_least_one()?,
                 "--max-memory-per-client" => {
-                    options.max_memory =
-                        units::parse(&args.text()?).map_err(|e| format!("{name} {e}"))? as u64;
+                    options.max_memory = args.parsed(units::parse)? as u64;
                 }
-                "--threads" => options.threads = at_least_one(&name, &mut args)?,
-                "--backend-timeout" => options.backend_timeout = seconds(&name, &mut args, 1)?,
-                "--drain" => options.drain = seconds(&name, &mut args, 0)?,
-                "--stats" => options.stats = Some(seconds(&name, &mut args, 1)?),
+                "--threads" => options.threads = args.at_least_one()?,
+                "--backend-timeout" => options.backend_timeout = args.seconds(1)?,
+                "--drain" => options.drain = args.seconds(0)?,
+                "--stats" => options.stats = Some(args.seconds(1)?),
                 "--json" => options.json = true,
                 "--port-file" => options.port_file = Some(args.text()?.into()),
                 name => return Err(format!("{name} is unknown; --help lists the options")),
@@ -130,23 +129,6 @@ impl Options {
             return Err("--backend HOST[:PORT] says which SMB server to forward to".into());
         }
         Ok(Some(options))
-    }
-}
-
-fn at_least_one(name: &str, args: &mut Arguments) -> Result<usize, String> {
-    match args.value()? {
-        0 => Err(format!("{name} 0: at least 1")),
-        number => Ok(number),
-    }
-}
-
-/// Whole seconds, at most a day.
-fn seconds(name: &str, args: &mut Arguments, least: u64) -> Result<Duration, String> {
-    let number = args.value::<u64>()?;
-    if (least..=86_400).contains(&number) {
-        Ok(Duration::from_secs(number))
-    } else {
-        Err(format!("{name} {number}: {least} to 86400 seconds"))
     }
 }
 

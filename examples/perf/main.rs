@@ -41,6 +41,9 @@ Usage: perf [OPTIONS]
   --connections N    idle connections whose memory is measured (default 100)
   --quick            a hundredth of the work: shows that it runs, the numbers say little";
 
+/// The sizes of all measurements.
+const SIZES: [usize; 4] = [64, 4 << 10, 64 << 10, 1 << 20];
+
 struct Options {
     common: Common,
     rounds: usize,
@@ -67,9 +70,6 @@ fn main() -> ExitCode {
 }
 
 fn run(options: Options) -> Result<(), String> {
-    if options.common.provider == Wanted::Tcp {
-        return Err("TCP is what SMB Direct is compared with: --provider iwarp or verbs".into());
-    }
     let works = works(&options);
     let largest = works.iter().map(|work| work.size).max().unwrap_or(0);
     // As two machines have: a reactor for either end.
@@ -319,30 +319,35 @@ fn options() -> Result<Option<Options>, String> {
     while let Some(name) = args.option()? {
         match name.as_str() {
             "--help" | "-h" => return Ok(None),
-            "--rounds" => options.rounds = args.value::<usize>()?.max(1),
-            "--in-flight" => options.in_flight = args.value::<usize>()?.max(1),
+            "--rounds" => options.rounds = args.at_least_one()?,
+            "--in-flight" => options.in_flight = args.at_least_one()?,
             "--connections" => options.connections = args.value()?,
-            "--only" => {
-                let kinds = args
-                    .text()?
-                    .split(',')
-                    .map(Kind::parse)
-                    .collect::<Result<_, _>>();
-                options.only = Some(kinds?);
-            }
-            "--sizes" => {
-                let sizes = args
-                    .text()?
-                    .split(',')
-                    .map(units::parse)
-                    .collect::<Result<_, _>>();
-                options.sizes = Some(sizes?);
-            }
+            "--only" => options.only = Some(args.list(Kind::parse)?),
+            "--sizes" => options.sizes = Some(args.list(size)?),
             "--quick" => options.quick = true,
             "--json" | "--port-file" => return Err(format!("{name} is not for this program")),
             name if options.common.take(name, &mut args)? => {}
             name => return Err(format!("{name} is unknown; --help lists the options")),
         }
     }
+    if options.common.provider == Wanted::Tcp {
+        return Err(
+            "--provider tcp: TCP is what SMB Direct is compared with; iwarp, verbs or auto".into(),
+        );
+    }
+    if works(&options).is_empty() {
+        return Err(
+            "nothing is left to measure: echo has the sizes 64 and 4KiB, the others 4KiB and above"
+                .into(),
+        );
+    }
     Ok(Some(options))
+}
+
+/// One of the sizes that are measured.
+fn size(text: &str) -> Result<usize, String> {
+    match units::parse(text)? {
+        size if SIZES.contains(&size) => Ok(size),
+        _ => Err(format!("{text}: 64, 4KiB, 64KiB or 1MiB")),
+    }
 }

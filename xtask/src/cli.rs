@@ -59,7 +59,7 @@ impl Arguments {
     /// The value of `option`, which is the next word.
     pub(crate) fn value(&mut self, option: &str) -> Result<String> {
         self.next()
-            .ok_or_else(|| Error::new(format!("{option} needs a value")))
+            .ok_or_else(|| Error::usage(format!("{option} needs a value")))
     }
 
     /// The value of `option`, parsed.
@@ -67,7 +67,7 @@ impl Arguments {
         let value = self.value(option)?;
         value
             .parse()
-            .map_err(|_| Error::new(format!("{option} cannot be '{value}'")))
+            .map_err(|_| Error::usage(format!("{option} cannot be '{value}'")))
     }
 
     /// The value of `option`: a number of seconds.
@@ -88,7 +88,7 @@ impl Arguments {
 
 /// The error for a word that a command does not know.
 pub(crate) fn unknown(option: &str) -> Error {
-    Error::new(format!("'{option}' is not an option (--help lists them)"))
+    Error::usage(format!("'{option}' is not an option (--help lists them)"))
 }
 
 #[cfg(test)]
@@ -111,6 +111,17 @@ mod tests {
         assert_eq!(arguments.next(), None);
         assert!(arguments.separated());
         assert_eq!(arguments.rest(), ["ls", "--help", "--", "x"]);
+    }
+
+    #[test]
+    fn wrong_words_have_a_status_of_their_own() {
+        assert_eq!(unknown("nonsense").status(), 2);
+        assert_eq!(
+            arguments("x").parsed::<u32>("--cpus").unwrap_err().status(),
+            2
+        );
+        assert_eq!(arguments("").value("--cpus").unwrap_err().status(), 2);
+        assert_eq!(Error::new("no QEMU").status(), 1);
     }
 
     #[test]

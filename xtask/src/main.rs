@@ -18,6 +18,7 @@ mod test;
 use std::process::ExitCode;
 
 use cli::{Arguments, Outcome};
+use error::Error;
 
 /// A command of `cargo xtask`.
 struct Command {
@@ -87,7 +88,7 @@ fn main() -> ExitCode {
         Ok(outcome) => outcome.into(),
         Err(error) => {
             eprintln!("cargo xtask {name}: {error}");
-            ExitCode::FAILURE
+            ExitCode::from(error.status())
         }
     }
 }
@@ -100,6 +101,7 @@ fn usage(name: &str) -> ExitCode {
     if name.is_empty() || ["help", "--help", "-h"].contains(&name) {
         return ExitCode::SUCCESS;
     }
-    eprintln!("\ncargo xtask: there is no command '{name}'");
-    ExitCode::FAILURE
+    let error = Error::usage(format!("there is no command '{name}'"));
+    eprintln!("\ncargo xtask: {error}");
+    ExitCode::from(error.status())
 }

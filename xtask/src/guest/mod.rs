@@ -96,7 +96,7 @@ fn parse(mut arguments: Arguments) -> Result<Request> {
             "--env" => {
                 let setting = arguments.value(&word)?;
                 let (name, value) = setting.split_once('=').ok_or_else(|| {
-                    Error::new(format!("--env wants NAME=VALUE, not '{setting}'"))
+                    Error::usage(format!("--env wants NAME=VALUE, not '{setting}'"))
                 })?;
                 options
                     .environment
@@ -105,7 +105,7 @@ fn parse(mut arguments: Arguments) -> Result<Request> {
             "--pair" => paired = true,
             "--host" => host_script = Some(arguments.value(&word)?),
             _ if !arguments.separated() => {
-                return Err(Error::new(format!(
+                return Err(Error::usage(format!(
                     "'{word}': the guest's command comes after --"
                 )));
             }
@@ -116,7 +116,7 @@ fn parse(mut arguments: Arguments) -> Result<Request> {
         let usual = pair::options();
         (options.memory_mib, options.cpus) = (usual.memory_mib, usual.cpus);
     } else if host_script.is_some() {
-        return Err(Error::new("--host goes with --pair"));
+        return Err(Error::usage("--host goes with --pair"));
     }
     options.memory_mib = memory.unwrap_or(options.memory_mib);
     options.cpus = cpus.unwrap_or(options.cpus);
@@ -125,12 +125,12 @@ fn parse(mut arguments: Arguments) -> Result<Request> {
     match commands.len() {
         2 if paired => {}
         _ if paired => {
-            return Err(Error::new(
+            return Err(Error::usage(
                 "--pair needs two commands after --, one per guest",
             ));
         }
         0 => {
-            return Err(Error::new(
+            return Err(Error::usage(
                 "no command: cargo xtask guest [OPTIONS] -- COMMAND...",
             ));
         }
@@ -211,5 +211,10 @@ mod tests {
         assert!(error(&["--pair", "--", "true"]).contains("two commands"));
         assert!(error(&["--host", "x", "--", "true"]).contains("--pair"));
         assert!(error(&["--fast", "--", "true"]).contains("--fast"));
+        let status = |words: &[&str]| parsed(words).err().unwrap().status();
+        assert_eq!(
+            (status(&["--"]), status(&["--env", "A", "--", "x"])),
+            (2, 2)
+        );
     }
 }

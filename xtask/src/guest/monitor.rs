@@ -19,7 +19,7 @@ const PROMPT: &[u8] = b"(qemu) ";
 pub(crate) fn run(mut arguments: Arguments) -> Result<Outcome> {
     let socket = arguments
         .next()
-        .ok_or_else(|| Error::new("no socket given"))?;
+        .ok_or_else(|| Error::usage("no socket given"))?;
     let mut words = Vec::new();
     while let Some(word) = arguments.next() {
         words.push(word);

@@ -57,7 +57,7 @@ pub(crate) fn run(mut arguments: Arguments) -> Result<Outcome> {
 fn select(stages: Vec<Stage>, names: &[String]) -> Result<Vec<Stage>> {
     let known = |name: &String| stages.iter().any(|s| s.name == *name || s.group == name);
     if let Some(name) = names.iter().find(|&name| !known(name)) {
-        return Err(Error::new(format!(
+        return Err(Error::usage(format!(
             "there is no stage '{name}' (--list shows them)"
         )));
     }
@@ -263,7 +263,8 @@ mod tests {
         assert_eq!(names(&["guest"]), ["rxe", "siw"]);
         assert_eq!(names(&["clippy", "siw"]), ["clippy", "siw"]);
         assert_eq!(names(&[]).len(), 3);
-        assert!(select(all(), &["nothing".to_owned()]).is_err());
+        let wrong = select(all(), &["nothing".to_owned()]).err().unwrap();
+        assert_eq!(wrong.status(), 2);
     }
 
     #[test]

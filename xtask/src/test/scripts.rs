@@ -74,7 +74,7 @@ pub(super) fn long_stages(names: &[String]) -> Result<Vec<Stage>> {
     let name = |script: &Script| script.path.file_stem().map(|stem| stem.to_owned());
     for wanted in names {
         if !all.iter().any(|script| name(script) == Some(wanted.into())) {
-            return Err(Error::new(format!("there is no script '{wanted}'")));
+            return Err(Error::usage(format!("there is no script '{wanted}'")));
         }
     }
     all.retain(|script| {
@@ -366,7 +366,8 @@ mod tests {
     fn the_repository_s_scripts_are_sound() {
         stages().unwrap();
         long_stages(&[]).unwrap();
-        assert!(long_stages(&["nothing".to_owned()]).is_err());
+        let wrong = long_stages(&["nothing".to_owned()]).err().unwrap();
+        assert_eq!(wrong.status(), 2);
     }
 
     #[test]
