@@ -31,7 +31,7 @@ pub struct DeviceInfo {
     pub state: LinkState,
     /// What the link is made of.
     pub link_layer: LinkLayer,
-    /// Bits per second, where the device says; see [`interfaces`](super::interfaces) for the interface's.
+    /// Bits per second, where the device says; see [`interfaces`](super::interfaces()) for the interface's.
     pub speed: Option<u64>,
     /// The GIDs of the port.
     pub gids: Vec<Gid>,
