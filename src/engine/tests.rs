@@ -21,7 +21,7 @@ use super::*;
 use crate::proto::wire::BufferDescriptorV1;
 use crate::proto::{self, Timeout};
 use crate::rdma::sim::{DeviceOptions, Network, NetworkOptions, Posted};
-use crate::rdma::{IoBuf, PostError, RemoteAccess};
+use crate::rdma::{IoBuf, PostError, RdmaError, RdmaOperation, RemoteAccess};
 use crate::transport::{
     BadDescriptors, Close, DirectPlacement, DisconnectReason, Error, Gather, Listener, Op,
     OutMessage, SteeringTag, Target, Transport,
@@ -259,6 +259,21 @@ fn a_refused_negotiation_tells_why() {
     bad.protocol.max_receive_size = 1;
     let op = world.client.connect(SocketAddr::new(SERVER, PORT), bad);
     assert!(matches!(world.finish(op), Err(Error::Config(_))));
+}
+
+#[test]
+fn a_connect_that_meets_a_taken_port_begins_anew_within_bounds() {
+    let world = World::new(5, DeviceOptions::siw(), ChannelOptions::default());
+    world.network.take_ports(CLIENT, 3);
+    world.connect(ChannelOptions::default());
+    world.network.take_ports(CLIENT, 4);
+    let to = SocketAddr::new(SERVER, PORT);
+    let op = world.client.connect(to, ChannelOptions::default());
+    let taken = RdmaError::Os {
+        operation: RdmaOperation::Connect,
+        errno: libc::EADDRINUSE,
+    };
+    assert_eq!(world.finish(op).err(), Some(Error::Rdma(taken)));
 }
 
 #[test]

@@ -116,7 +116,7 @@ fn a_list_that_does_not_fit_the_device_is_not_exposed_at_all() {
             .expose_list(buffers(11), RemoteAccess::Read)
             .unwrap_err();
         assert!(
-            matches!(error, Error::Rdma(crate::rdma::RdmaError::Limit { .. })),
+            matches!(error, Error::Rdma(RdmaError::Limit { .. })),
             "{error}"
         );
         assert!(!error.ends_connection());

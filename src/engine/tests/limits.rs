@@ -72,7 +72,7 @@ fn registered_memory_is_counted_and_limited() {
     let error = client.allocate(7 << 20).wait().unwrap_err();
     // In slots of powers of two.
     let needed = 8 << 20;
-    let refused = crate::rdma::RdmaError::MemoryBudget {
+    let refused = RdmaError::MemoryBudget {
         limit: LIMIT,
         used,
         needed,

@@ -39,7 +39,7 @@ pub trait Bed {
 pub struct SimBed {
     // Providers end before the network, which then judges the violations.
     providers: [Option<crate::rdma::sim::SimProvider>; 3],
-    network: Network,
+    pub(super) network: Network,
 }
 
 impl SimBed {

@@ -170,10 +170,7 @@ pub(super) fn who_closes_is_the_reason(bed: &mut dyn Bed) {
         ends.loss(&link.server);
         ends.no_leak(&link);
         // The peer has given up connecting.
-        let conn = ends.resolve(address);
-        let client = ends.prepare(CLIENT, conn, &setup);
-        ends.connect(&client, &setup.client);
-        let incoming = ends.incoming(listener);
+        let (client, incoming) = ends.request(listener, address, &setup);
         ends.only(&[CLIENT]);
         ends.close(&client, Close::Abort);
         assert_eq!(ends.loss(&client), LossReason::Local);

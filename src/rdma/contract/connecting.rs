@@ -13,22 +13,18 @@ use crate::rdma::{
 /// Private data reach the other side (InfiniBand and RoCE may append zeros), and both know each other's address.
 pub(super) fn private_data_and_addresses_reach_both_sides(bed: &mut dyn Bed) {
     let ends = &mut Ends::new(bed);
-    let setup = Setup::default();
+    let mut setup = Setup::default();
+    setup.client.private_data = pattern(1, 8);
+    setup.server.private_data = pattern(2, 8);
     let (listener, address) = ends.listen();
-    let conn = ends.resolve(address);
-    let client = ends.prepare(CLIENT, conn, &setup);
-    let mut params = setup.client.clone();
-    params.private_data = pattern(1, 8);
-    ends.connect(&client, &params);
-    let incoming = ends.incoming(listener);
-    assert!(incoming.private_data().starts_with(&params.private_data));
+    let (client, incoming) = ends.request(listener, address, &setup);
+    assert!((incoming.private_data()).starts_with(&setup.client.private_data));
     assert_eq!(incoming.peer().local, address);
     let conn = ends.adopt(SERVER, incoming);
     let server = ends.prepare(SERVER, conn, &setup);
-    params.private_data = pattern(2, 8);
-    ends.accept(&server, &params);
+    ends.accept(&server, &setup.server);
     let (private_data, ..) = ends.established(&client);
-    assert!(private_data.starts_with(&params.private_data));
+    assert!(private_data.starts_with(&setup.server.private_data));
     ends.established(&server);
     let ours = ends.provider(CLIENT).peer(client.conn).unwrap();
     let theirs = ends.provider(SERVER).peer(server.conn).unwrap();
@@ -41,20 +37,21 @@ pub(super) fn private_data_and_addresses_reach_both_sides(bed: &mut dyn Bed) {
 /// What one side may have in flight is at most what the other serves, and there is some where both asked for some.
 pub(super) fn depths_are_those_both_sides_allow(bed: &mut dyn Bed) {
     let ends = &mut Ends::new(bed);
-    let setup = Setup::default();
-    let (listener, address) = ends.listen();
-    let conn = ends.resolve(address);
-    let client = ends.prepare(CLIENT, conn, &setup);
     let depths = |own, served| ConnectParams {
         initiator_depth: own,
         responder_resources: served,
-        ..setup.client.clone()
+        ..Setup::default().client
     };
-    ends.connect(&client, &depths(4, 2));
-    let incoming = ends.incoming(listener);
+    let setup = Setup {
+        client: depths(4, 2),
+        server: depths(8, 1),
+        ..Setup::default()
+    };
+    let (listener, address) = ends.listen();
+    let (client, incoming) = ends.request(listener, address, &setup);
     let conn = ends.adopt(SERVER, incoming);
     let server = ends.prepare(SERVER, conn, &setup);
-    ends.accept(&server, &depths(8, 1));
+    ends.accept(&server, &setup.server);
     let (_, ours, served) = ends.established(&client);
     assert_eq!(ours, 1, "the server serves one");
     assert!((1..=2).contains(&served), "{served}");
@@ -78,10 +75,7 @@ fn refused(bed: &mut dyn Bed, refuse: impl Fn(&mut Ends<'_>, crate::rdma::Incomi
     let ends = &mut Ends::new(bed);
     let setup = Setup::default();
     let (listener, address) = ends.listen();
-    let conn = ends.resolve(address);
-    let client = ends.prepare(CLIENT, conn, &setup);
-    ends.connect(&client, &setup.client);
-    let incoming = ends.incoming(listener);
+    let (client, incoming) = ends.request(listener, address, &setup);
     refuse(ends, incoming);
     let reason = ends.loss(&client);
     let rejected = matches!(
@@ -154,10 +148,7 @@ pub(super) fn an_unanswered_connect_times_out(bed: &mut dyn Bed) {
     let mut setup = Setup::default();
     setup.client.timeout = Duration::from_millis(500);
     let (listener, address) = ends.listen();
-    let conn = ends.resolve(address);
-    let client = ends.prepare(CLIENT, conn, &setup);
-    ends.connect(&client, &setup.client);
-    let incoming = ends.incoming(listener);
+    let (client, incoming) = ends.request(listener, address, &setup);
     let reason = ends.loss(&client);
     assert!(matches!(reason, LossReason::Failed(_)), "{reason:?}");
     // Too late: it cannot be adopted any more, or ends.
@@ -193,18 +184,12 @@ pub(super) fn every_step_can_be_closed(bed: &mut dyn Bed) {
         assert_eq!(ends.loss(&client), LossReason::Local);
         assert_eq!(client.slab.free(), client.slab.count());
 
-        let conn = ends.resolve(address);
-        let client = ends.prepare(CLIENT, conn, &setup);
-        ends.connect(&client, &setup.client);
-        let incoming = ends.incoming(listener);
+        let (client, incoming) = ends.request(listener, address, &setup);
         ends.close(&client, how);
         assert_eq!(ends.loss(&client), LossReason::Local);
         drop(incoming);
 
-        let conn = ends.resolve(address);
-        let client = ends.prepare(CLIENT, conn, &setup);
-        ends.connect(&client, &setup.client);
-        let incoming = ends.incoming(listener);
+        let (client, incoming) = ends.request(listener, address, &setup);
         let conn = ends.adopt(SERVER, incoming);
         let server = ends.prepare(SERVER, conn, &setup);
         ends.close(&server, how);
@@ -232,10 +217,8 @@ pub(super) fn a_queue_pair_made_too_late_is_given_back(bed: &mut dyn Bed) {
         let late = ends.provider(CLIENT).finish_qp(conn, made);
         assert_eq!(late, Err(RdmaError::Closed));
     }
-    let conn = ends.resolve(address);
-    let client = ends.prepare(CLIENT, conn, &setup);
-    ends.connect(&client, &setup.client);
-    drop(ends.incoming(listener));
+    let (client, incoming) = ends.request(listener, address, &setup);
+    drop(incoming);
     ends.loss(&client);
     assert_eq!(client.slab.free(), client.slab.count());
 }
@@ -298,6 +281,13 @@ pub(super) fn fifty_connections_live_side_by_side(bed: &mut dyn Bed) {
     };
     let (listener, address) = ends.listen();
     let ids: Vec<_> = (0..50).map(|_| ends.resolving(address)).collect();
+    let connect = |ends: &mut Ends<'_>, n: usize, id| {
+        let client = ends.prepare(CLIENT, id, &setup);
+        let mut params = setup.client.clone();
+        params.private_data = vec![n as u8 + 1; 4];
+        ends.connect(&client, &params);
+        client
+    };
     let mut clients = Vec::new();
     for (n, id) in ids.into_iter().enumerate() {
         ends.wait(
@@ -305,15 +295,20 @@ pub(super) fn fifty_connections_live_side_by_side(bed: &mut dyn Bed) {
             "Resolved",
             |e| matches!(e, Event::Resolved { conn } if *conn == id),
         );
-        let client = ends.prepare(CLIENT, id, &setup);
-        let mut params = setup.client.clone();
-        params.private_data = vec![n as u8 + 1; 4];
-        ends.connect(&client, &params);
-        clients.push(client);
+        clients.push(connect(ends, n, id));
     }
     let mut servers = vec![None; 50];
-    for _ in 0..50 {
-        let incoming = ends.incoming(listener);
+    while servers.iter().any(Option::is_none) {
+        let incoming = match ends.arrival(listener) {
+            Ok(incoming) => incoming,
+            Err(taken) => {
+                let n = clients.iter().position(|client| client.conn == taken);
+                let n = n.expect("one of ours");
+                let id = ends.resolve(address);
+                clients[n] = connect(ends, n, id);
+                continue;
+            }
+        };
         let n = usize::from(incoming.private_data()[0]) - 1;
         let conn = ends.adopt(SERVER, incoming);
         let server = ends.prepare(SERVER, conn, &setup);

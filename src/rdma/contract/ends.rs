@@ -9,8 +9,8 @@ use super::Bed;
 use crate::rdma::{
     Capabilities, Close, CompletionStatus, ConnId, ConnectParams, Domain, Event, Incoming, IoBuf,
     IoPin, ListenOptions, ListenerId, LossReason, Operation, Pieces, PostError, Provider,
-    QpOptions, RdmaError, RemoteAccess, RemoteAddress, ResolveOptions, SendRequest, Slab,
-    SlabOptions, Window,
+    QpOptions, RdmaError, RdmaOperation, RemoteAccess, RemoteAddress, ResolveOptions, SendRequest,
+    Slab, SlabOptions, Window,
 };
 
 /// The connecting side.
@@ -22,6 +22,9 @@ pub(super) const SIBLING: usize = 2;
 
 /// Bytes of the slots that [`Ends::prepare`] makes: more than any message of SMB Direct.
 pub(super) const SLOT: usize = 8192;
+
+/// How many connects of a promise may begin anew because the device has chosen a port that is taken.
+const PORT_CHOICES: u32 = 8;
 
 /// One end of a connection.
 #[derive(Debug, Clone)]
@@ -86,6 +89,7 @@ pub(super) struct Ends<'b> {
     ledgers: HashMap<(usize, ConnId), Ledger>,
     active: Vec<usize>,
     cookie: u64,
+    port_choices: u32,
 }
 
 impl<'b> Ends<'b> {
@@ -96,6 +100,7 @@ impl<'b> Ends<'b> {
             ledgers: HashMap::new(),
             active: vec![CLIENT, SERVER, SIBLING],
             cookie: 0,
+            port_choices: PORT_CHOICES,
         }
     }
 
@@ -246,15 +251,43 @@ impl<'b> Ends<'b> {
         id
     }
 
-    pub(super) fn incoming(&mut self, listener: ListenerId) -> Incoming {
-        let event = self.wait(
-            SERVER,
-            "Incoming",
-            |e| matches!(e, Event::Incoming { listener: l, .. } if *l == listener),
-        );
+    /// Waits for the next wish to connect. Instead it may be found that the wish of the connecting side that is
+    /// returned has met a port that is taken, and is to begin anew: soft-iWARP binds what the connection manager chose
+    /// from a space of its own, and a TCP connection may have it.
+    pub(super) fn arrival(&mut self, listener: ListenerId) -> Result<Incoming, ConnId> {
+        let arrived =
+            |e: &Event| matches!(e, Event::Incoming { listener: l, .. } if *l == listener);
+        let event = self.until("Incoming", |ends| {
+            let arrived = ends.take(SERVER, arrived);
+            arrived.or_else(|| ends.take(CLIENT, is_taken_port))
+        });
         match event {
-            Event::Incoming { incoming, .. } => incoming,
+            Event::Incoming { incoming, .. } => Ok(incoming),
+            Event::Disconnected { conn, .. } => {
+                self.forget(CLIENT, conn);
+                let left = self.port_choices.checked_sub(1);
+                self.port_choices = left.expect("a free port, sooner or later");
+                Err(conn)
+            }
             other => panic!("{other:?}"),
+        }
+    }
+
+    /// A wish to connect that has arrived, and the client whose it is.
+    pub(super) fn request(
+        &mut self,
+        listener: ListenerId,
+        to: SocketAddr,
+        setup: &Setup,
+    ) -> (Tip, Incoming) {
+        loop {
+            let conn = self.resolve(to);
+            let client = self.prepare(CLIENT, conn, setup);
+            self.connect(&client, &setup.client);
+            match self.arrival(listener) {
+                Ok(incoming) => return (client, incoming),
+                Err(taken) => assert_eq!(taken, client.conn),
+            }
         }
     }
 
@@ -331,10 +364,7 @@ impl<'b> Ends<'b> {
         address: SocketAddr,
         setup: &Setup,
     ) -> Link {
-        let conn = self.resolve(address);
-        let client = self.prepare(CLIENT, conn, setup);
-        self.connect(&client, &setup.client);
-        let incoming = self.incoming(listener);
+        let (client, incoming) = self.request(listener, address, setup);
         let conn = self.adopt(setup.adopter, incoming);
         let server = self.prepare(setup.adopter, conn, setup);
         self.accept(&server, &setup.server);
@@ -457,16 +487,21 @@ impl<'b> Ends<'b> {
             "Disconnected",
             |e| matches!(e, Event::Disconnected { conn, .. } if *conn == id),
         );
+        self.forget(side, id);
+        match event {
+            Event::Disconnected { reason, .. } => reason,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Lets go of what a connection has given back.
+    fn forget(&mut self, side: usize, id: ConnId) {
         self.events[side].retain(|e| match e {
             Event::Received { conn, .. }
             | Event::Flushed { conn, .. }
             | Event::Completed { conn, .. } => *conn != id,
             _ => true,
         });
-        match event {
-            Event::Disconnected { reason, .. } => reason,
-            other => panic!("{other:?}"),
-        }
     }
 
     /// How often this was reported for the connection and is still here.
@@ -534,6 +569,21 @@ pub(super) fn pattern(seed: u64, len: usize) -> Vec<u8> {
         (state >> 32) as u8 | 1
     };
     std::iter::repeat_with(next).take(len).collect()
+}
+
+/// Whether the device had chosen a port for the connection that is taken.
+fn is_taken_port(event: &Event) -> bool {
+    let taken = |error: &RdmaError| {
+        *error
+            == RdmaError::Os {
+                operation: RdmaOperation::Connect,
+                errno: libc::EADDRINUSE,
+            }
+    };
+    matches!(
+        event,
+        Event::Disconnected { reason: LossReason::Failed(error), .. } if taken(error)
+    )
 }
 
 /// A buffer with these bytes.

@@ -107,10 +107,7 @@ pub(super) fn what_arrives_with_the_connection_is_received(bed: &mut dyn Bed) {
     let setup = Setup::default();
     for n in 0..8 {
         let (listener, address) = ends.listen();
-        let conn = ends.resolve(address);
-        let client = ends.prepare(CLIENT, conn, &setup);
-        ends.connect(&client, &setup.client);
-        let incoming = ends.incoming(listener);
+        let (client, incoming) = ends.request(listener, address, &setup);
         let conn = ends.adopt(SERVER, incoming);
         let server = ends.prepare(SERVER, conn, &setup);
         ends.accept(&server, &setup.server);

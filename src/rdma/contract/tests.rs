@@ -1,5 +1,7 @@
 //! The promises on the providers that need no device.
 
+use std::net::{IpAddr, Ipv4Addr};
+
 use super::*;
 use crate::rdma::sim::DeviceOptions;
 
@@ -20,6 +22,26 @@ macro_rules! promises_on_sim {
 }
 
 with_promises!(promises_on_sim);
+
+/// A connect that meets a taken port begins anew, within bounds: that is the machine's doing and breaks no promise.
+#[test]
+fn a_taken_port_breaks_no_promise() {
+    let client = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
+    let promises: [fn(&mut dyn Bed); 3] = [
+        connecting::every_step_can_be_closed,
+        connecting::fifty_connections_live_side_by_side,
+        messages::what_arrives_with_the_connection_is_received,
+    ];
+    for (promise, taken) in promises.into_iter().zip([1, 2, 3]) {
+        let mut bed = SimBed::new(1, DeviceOptions::siw(), DeviceOptions::siw());
+        bed.network.take_ports(client, taken);
+        promise(&mut bed);
+    }
+    let mut bed = SimBed::new(1, DeviceOptions::siw(), DeviceOptions::siw());
+    bed.network.take_ports(client, 100);
+    let endless = || connecting::every_step_can_be_closed(&mut bed);
+    assert!(catch_unwind(AssertUnwindSafe(endless)).is_err());
+}
 
 fn devices() -> [DeviceOptions; 6] {
     let mut slow = DeviceOptions::roce();

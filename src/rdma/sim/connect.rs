@@ -124,6 +124,17 @@ impl World {
         if without_receive {
             self.violation(local.ip(), ViolationKind::NoReceiveAtConnect);
         }
+        if let Some(left) = self.taken_ports.get_mut(&local.ip())
+            && let Some(less) = left.checked_sub(1)
+        {
+            *left = less;
+            let reason = RdmaError::Os {
+                operation: RdmaOperation::Connect,
+                errno: libc::EADDRINUSE,
+            };
+            self.finish(end, LossReason::Failed(reason));
+            return Ok(());
+        }
         self.requests.insert(
             number,
             Request {

@@ -162,6 +162,12 @@ impl Network {
         refusals.store(count, Ordering::SeqCst);
     }
 
+    /// Lets so many connects of a host find that the local port is taken, as happens on soft-iWARP, which binds what
+    /// the connection manager chose from a space of its own.
+    pub fn take_ports(&self, host: IpAddr, count: u32) {
+        self.shared.enter().taken_ports.insert(host, count);
+    }
+
     /// Ends of connections that exist, with their queue pairs and windows.
     pub fn connection_ends(&self) -> usize {
         self.shared.enter().conns.len()

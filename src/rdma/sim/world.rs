@@ -61,6 +61,8 @@ pub(super) struct World {
     pub(super) violations: Vec<Violation>,
     /// Registrations of each host that are to be refused.
     pub(super) refusals: BTreeMap<IpAddr, Arc<AtomicU32>>,
+    /// Connects of each host that are to find their local port taken.
+    pub(super) taken_ports: BTreeMap<IpAddr, u32>,
     pub(super) faults: Vec<Fault>,
     pub(super) dropped: Dropped,
     pub(super) links: BTreeMap<(IpAddr, IpAddr), Link>,
@@ -170,6 +172,7 @@ impl World {
             domains: BTreeMap::new(),
             violations: Vec::new(),
             refusals: BTreeMap::new(),
+            taken_ports: BTreeMap::new(),
             faults: Vec::new(),
             dropped: Dropped::default(),
             links: BTreeMap::new(),
