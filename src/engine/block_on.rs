@@ -1,4 +1,5 @@
-//! Driving a reactor from within a wait: whoever waits for a future does the reactor's work meanwhile.
+//! Driving a reactor from within a wait: whoever waits for a future does the reactor's work meanwhile, unless somebody else
+//! does.
 //!
 //! May import the reactor and what it is made of.
 
@@ -7,6 +8,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, Thread};
 use std::time::Duration;
 
 use super::reactor::{Reactor, Shared};
@@ -16,8 +18,11 @@ struct Waiting {
     reactor: Arc<Shared>,
     /// The future wants to be polled.
     woken: AtomicBool,
-    /// The thread may be asleep, or looks at `woken` no more before it is.
+    /// The thread may be asleep as the reactor's driver, or looks at `woken` no more before it is.
     asleep: AtomicBool,
+    /// The same, while somebody else drives.
+    parked: AtomicBool,
+    thread: Thread,
 }
 
 impl Wake for Waiting {
@@ -31,6 +36,33 @@ impl Wake for Waiting {
         if self.asleep.load(Ordering::SeqCst) {
             self.reactor.wake();
         }
+        if self.parked.load(Ordering::SeqCst) {
+            self.thread.unpark();
+        }
+    }
+}
+
+/// Tells a loop that sleeps on the reactor's descriptor when the wait has ended.
+struct Loop<'a> {
+    reactor: &'a Shared,
+    /// There is one, which was last told of the timers before the wait.
+    there: bool,
+}
+
+impl Loop<'_> {
+    /// The descriptor's timer is the loop's: expired it would end every sleep of the wait.
+    fn stop_timer(&mut self) {
+        if self.reactor.stop_timer() {
+            self.there = true;
+        }
+    }
+}
+
+impl Drop for Loop<'_> {
+    fn drop(&mut self) {
+        if self.reactor.stop_timer() || self.there {
+            self.reactor.wake_anew();
+        }
     }
 }
 
@@ -38,8 +70,9 @@ impl Reactor {
     /// Drives the reactor on this thread until the future is ready: the lowest latency where nobody else drives it.
     /// Any future will do: an [`Op`](crate::transport::Op), a message that is awaited, or a whole client's work.
     ///
-    /// One thread at a time may be in it. Between two calls nobody drives the reactor, also not its keepalive, so that
-    /// a peer may take a long pause for the end.
+    /// Several threads may be in it: one of them drives. Where the reactor has a thread of its own
+    /// ([`Reactor::spawn`]) that drives, and this one sleeps meanwhile. Otherwise nobody drives the reactor between two
+    /// calls, also not its keepalive, so that a peer may take a long pause for the end.
     ///
     /// ```no_run
     /// use smbdirect::engine::{ChannelOptions, Reactor};
@@ -62,22 +95,39 @@ impl Reactor {
             reactor: self.shared().clone(),
             woken: AtomicBool::new(true),
             asleep: AtomicBool::new(false),
+            parked: AtomicBool::new(false),
+            thread: thread::current(),
         });
         let waker = Waker::from(waiting.clone());
         let mut cx = Context::from_waker(&waker);
+        let standby = self.shared().seat().standby();
+        let mut other = Loop {
+            reactor: self.shared(),
+            there: false,
+        };
+        other.stop_timer();
         loop {
             if waiting.woken.swap(false, Ordering::SeqCst)
                 && let Poll::Ready(output) = future.as_mut().poll(&mut cx)
             {
                 return output;
             }
-            let deadline = self.shared().settle(Duration::ZERO);
-            waiting.asleep.store(true, Ordering::SeqCst);
-            // Who wakes from here on ends the sleep.
-            if !waiting.woken.load(Ordering::SeqCst) {
-                self.shared().sleep(deadline);
+            // Who wakes once it is said that the thread sleeps ends the sleep.
+            if let Some(_sitting) = standby.try_sit() {
+                other.stop_timer();
+                let deadline = self.shared().settle(Duration::ZERO);
+                waiting.asleep.store(true, Ordering::SeqCst);
+                if !waiting.woken.load(Ordering::SeqCst) {
+                    self.shared().sleep(deadline);
+                }
+                waiting.asleep.store(false, Ordering::SeqCst);
+            } else {
+                waiting.parked.store(true, Ordering::SeqCst);
+                if !waiting.woken.load(Ordering::SeqCst) {
+                    thread::park();
+                }
+                waiting.parked.store(false, Ordering::SeqCst);
             }
-            waiting.asleep.store(false, Ordering::SeqCst);
         }
     }
 }

@@ -25,6 +25,7 @@ mod helper;
 mod listen_at;
 mod listener;
 mod listening;
+mod locked;
 mod numa;
 mod options;
 mod outgoing;
@@ -32,6 +33,7 @@ mod pool;
 mod rdma_header;
 mod reactor;
 mod retired;
+mod seat;
 mod setup;
 mod shared;
 #[cfg(test)]

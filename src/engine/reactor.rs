@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::task::Waker;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -20,15 +20,17 @@ use super::group::{Arrival, Load, Members};
 use super::helper::Helper;
 use super::listen_at::ListenAt;
 use super::listener::{DirectListener, ListenShared};
+use super::locked::Locked;
 use super::numa::Node;
 use super::options::{ChannelOptions, ReactorOptions};
 use super::retired::{Retired, RetiredList};
+use super::seat::{Reservation, Seat};
 use super::setup::Done;
 use super::shared::ConnShared;
 use super::wait::Wait;
 use crate::rdma::{
-    Armed, Close as RdmaClose, ConnId, IoPin, MemoryBudget, NoBlocking, Provider, ProviderKind,
-    RdmaError, Registration, RemoteAccess, ResolveOptions, Window, after,
+    Armed, Close as RdmaClose, ConnId, IoPin, MemoryBudget, Provider, ProviderKind, RdmaError,
+    Registration, RemoteAccess, ResolveOptions, Window, after,
 };
 use crate::transport::{Error, List, Op, Stats, Transport};
 
@@ -67,6 +69,9 @@ pub(crate) struct Shared {
     /// What waits for whoever holds the core next.
     calls: Calls<Call>,
     wait: Wait,
+    seat: Seat,
+    /// A loop of the caller's may sleep on the descriptor, whose timer it has set.
+    polled: AtomicBool,
     kind: ProviderKind,
     options: ReactorOptions,
     stopping: AtomicBool,
@@ -109,6 +114,8 @@ impl Reactor {
             retired: RetiredList::default(),
             calls: Calls::new(),
             wait,
+            seat: Seat::default(),
+            polled: AtomicBool::new(false),
             kind,
             options,
             stopping: AtomicBool::new(false),
@@ -136,9 +143,12 @@ impl Reactor {
     /// The system has no threads left.
     pub fn spawn(&self) -> Result<(), Error> {
         let shared = self.shared.clone();
+        let reservation = shared.seat.reserve();
+        // Who drives now may sleep.
+        shared.wait.wake();
         let thread = thread::Builder::new()
             .name(shared.options.thread_name.clone())
-            .spawn(move || shared.run())
+            .spawn(move || shared.run(&reservation))
             .map_err(|error| Error::os(&error))?;
         *ignore_poison(self.shared.thread.lock()) = Some(thread);
         Ok(())
@@ -223,7 +233,11 @@ impl Reactor {
     /// Does what can be done without sleeping, but no more than is good for the rest of the caller's loop, and prepares
     /// [`Reactor::fd`] for the next sleep. Returns when it wants to be called again at the latest, which may be at once;
     /// the descriptor becomes readable then, too.
+    ///
+    /// While another thread drives the reactor this does nothing; the descriptor becomes readable when that has ended.
     pub fn poll(&self) -> Option<Instant> {
+        self.shared.polled.store(true, Ordering::SeqCst);
+        let _sitting = self.shared.seat.try_sit()?;
         self.shared.wait.acknowledge();
         let deadline = self.shared.settle(self.shared.options.spin);
         let after = deadline.map(|at| at.saturating_duration_since(Instant::now()));
@@ -285,6 +299,8 @@ impl Reactor {
                 let _ = thread.join();
             }
             _ => {
+                // This thread may be at work for the reactor while it calls this.
+                let sitting = self.shared.seat.try_sit();
                 loop {
                     let next = self.shared.settle(Duration::ZERO);
                     if self.shared.with_core(|core| core.is_idle()) || Instant::now() >= deadline {
@@ -294,8 +310,9 @@ impl Reactor {
                         .sleep(Some(next.map_or(deadline, |at| at.min(deadline))));
                 }
                 self.shared.with_core(Core::abandon);
+                drop(sitting);
                 // Whoever drives it besides sees that it is over.
-                self.shared.wait.wake();
+                self.shared.wake_anew();
             }
         }
     }
@@ -598,6 +615,27 @@ impl Shared {
         self.wait.wake();
     }
 
+    /// As [`Shared::wake`], also for who has seen an earlier wake-up and left it to another driver.
+    pub(super) fn wake_anew(&self) {
+        self.wait.acknowledge();
+        self.wait.wake();
+    }
+
+    /// Who drives it.
+    pub(super) fn seat(&self) -> &Seat {
+        &self.seat
+    }
+
+    /// Stops the timer of the descriptor for a loop that has set it. Whether there may be one.
+    pub(super) fn stop_timer(&self) -> bool {
+        let polled =
+            self.polled.load(Ordering::SeqCst) && self.polled.swap(false, Ordering::SeqCst);
+        if polled {
+            self.wait.set_timer(None);
+        }
+        polled
+    }
+
     pub(super) fn sleep(&self, deadline: Option<Instant>) {
         let limit = deadline.map(|at| at.saturating_duration_since(Instant::now()));
         if limit.is_none_or(|limit| !limit.is_zero()) {
@@ -612,8 +650,9 @@ impl Shared {
     }
 
     /// The spawned thread.
-    fn run(&self) {
+    fn run(&self, reservation: &Reservation) {
         self.helper.place_this_thread();
+        let _sitting = reservation.sit();
         loop {
             let deadline = self.settle(self.options.spin);
             if self.is_over() {
@@ -628,35 +667,6 @@ impl Shared {
 impl fmt::Debug for Shared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Shared")
-    }
-}
-
-/// The core while this thread has it, and must not block.
-struct Locked<'a> {
-    core: MutexGuard<'a, Core>,
-    _no_blocking: NoBlocking,
-}
-
-impl<'a> Locked<'a> {
-    fn new(core: MutexGuard<'a, Core>) -> Self {
-        Self {
-            core,
-            _no_blocking: NoBlocking::begin(),
-        }
-    }
-}
-
-impl std::ops::Deref for Locked<'_> {
-    type Target = Core;
-
-    fn deref(&self) -> &Core {
-        &self.core
-    }
-}
-
-impl std::ops::DerefMut for Locked<'_> {
-    fn deref_mut(&mut self) -> &mut Core {
-        &mut self.core
     }
 }
 

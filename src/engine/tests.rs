@@ -6,6 +6,7 @@ use std::time::Duration;
 
 mod bulk;
 mod counters;
+mod driving;
 mod ends;
 mod exposures;
 mod forged;

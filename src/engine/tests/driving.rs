@@ -1,0 +1,129 @@
+//! Several who drive one reactor at a time.
+
+use std::mem::MaybeUninit;
+use std::sync::mpsc;
+use std::thread;
+
+use rustix::event::{PollFd, PollFlags, epoll, poll};
+use rustix::time::Timespec;
+
+use super::*;
+
+/// In real time, and so long that a busy machine makes no difference.
+const LONG: Duration = Duration::from_secs(60);
+
+fn is_readable(reactor: &Reactor, limit: Duration) -> bool {
+    let limit = Timespec::try_from(limit).unwrap();
+    let fd = reactor.fd();
+    let mut fds = [PollFd::new(&fd, PollFlags::IN)];
+    poll(&mut fds, Some(&limit)).unwrap() == 1
+}
+
+/// Lets threads wait for operations that another one ends, over and over.
+fn wait_in_threads(reactor: &Reactor, threads: usize) {
+    let (done, all_done) = mpsc::channel();
+    for n in 0..threads {
+        let (completers, ends) = mpsc::channel();
+        thread::spawn(move || {
+            for (round, completer) in (0..).zip(ends) {
+                if (round + n) % 3 > 0 {
+                    thread::sleep(Duration::from_micros(100));
+                }
+                let completer: crate::transport::Completer<usize> = completer;
+                if let Some(waker) = completer.complete(Ok(round)) {
+                    waker.wake();
+                }
+            }
+        });
+        let (reactor, done) = (reactor.clone(), done.clone());
+        thread::spawn(move || {
+            for round in 0..500 {
+                let (op, completer) = Op::pending();
+                completers.send(completer).unwrap();
+                assert_eq!(reactor.block_on(op).unwrap(), round);
+            }
+            done.send(()).unwrap();
+        });
+    }
+    for _ in 0..threads {
+        all_done.recv_timeout(LONG).expect("a wake-up got lost");
+    }
+}
+
+/// Were both asleep on the reactor's descriptor, one would take the wake-up that is for the other.
+#[test]
+fn a_wake_up_reaches_who_waits_while_a_thread_drives() {
+    let world = World::roce();
+    let reactor = &world.client;
+    reactor.spawn().unwrap();
+    wait_in_threads(reactor, 1);
+    wait_in_threads(reactor, 3);
+    reactor.shutdown(Duration::ZERO);
+    // Nobody else drives it any more.
+    wait_in_threads(reactor, 1);
+}
+
+#[test]
+fn threads_that_wait_take_turns_in_driving() {
+    let world = World::roce();
+    wait_in_threads(&world.client, 3);
+}
+
+/// What waits is told by the thread that begins to drive meanwhile.
+#[test]
+fn a_thread_takes_over_from_who_waits() {
+    let world = World::roce();
+    let (op, completer) = Op::pending();
+    let (sender, receiver) = mpsc::channel();
+    let reactor = world.client.clone();
+    thread::spawn(move || sender.send(reactor.block_on(op)).unwrap());
+    world.client.spawn().unwrap();
+    // It ends although the other one still waits.
+    world.client.shutdown(LONG);
+    if let Some(waker) = completer.complete(Ok(7)) {
+        waker.wake();
+    }
+    assert_eq!(receiver.recv_timeout(LONG), Ok(Ok(7)));
+}
+
+#[test]
+fn a_loop_of_the_callers_is_told_when_a_wait_in_between_has_ended() {
+    let world = World::roce();
+    let reactor = &world.client;
+    let _op = reactor.connect(SocketAddr::new(SERVER, PORT), ChannelOptions::default());
+    let next = reactor.poll().expect("an event of the network is due");
+    assert!(next <= world.network.now() + Duration::from_secs(1));
+    // Virtual time stands still: the descriptor's timer has expired, and says so until it is set anew.
+    assert!(is_readable(reactor, LONG));
+    // It would end each sleep of the wait at once.
+    assert!(!reactor.block_on(async { is_readable(reactor, Duration::ZERO) }));
+    // The wait may have set timers that the loop knows nothing of.
+    assert!(is_readable(reactor, Duration::ZERO));
+}
+
+/// A runtime hears of what is new only, and what it finds while another thread drives is that one's business.
+#[test]
+fn a_runtime_that_left_a_wake_up_to_a_wait_gets_another_one() {
+    let world = World::roce();
+    let reactor = &world.client;
+    let runtime = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
+    let new = epoll::EventFlags::IN | epoll::EventFlags::ET;
+    epoll::add(&runtime, reactor.fd(), epoll::EventData::new_u64(0), new).unwrap();
+    let hears = || {
+        let mut events = [const { MaybeUninit::<epoll::Event>::uninit() }; 1];
+        let now = Timespec::try_from(Duration::ZERO).unwrap();
+        !epoll::wait(&runtime, &mut events[..], Some(&now))
+            .unwrap()
+            .0
+            .is_empty()
+    };
+    reactor.poll();
+    assert!(!hears());
+    reactor.block_on(async {
+        let _sitting = reactor.shared().seat().try_sit().unwrap();
+        reactor.shared().wake();
+        assert!(hears() && !hears());
+        assert_eq!(reactor.poll(), None);
+    });
+    assert!(hears());
+}
