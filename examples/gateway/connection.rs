@@ -22,13 +22,17 @@ use smbdirect::transport::{
 use crate::connections::{Entry, Stop};
 use crate::ending::Ending;
 use crate::ops::Ops;
+use crate::parting;
 use crate::rewrite::{
     Data, Limits, Output, PREFIX, Piece, Rewriter, TransferId, Warning, owes_answer,
 };
 use crate::wake::Sleeper;
+use crate::watch::Watch;
 
 /// How long messages that were accepted are still sent after the other side's end.
 const FLUSH: Duration = Duration::from_secs(5);
+/// How long the client's silence is waited for.
+const PARTING: Duration = Duration::from_secs(2);
 /// How soon a connection ends whose transfer has failed.
 const REASON: Duration = Duration::from_secs(1);
 /// While draining: a server that has been silent for this time owes nothing.
@@ -68,6 +72,8 @@ pub(crate) struct Options<'a> {
     pub(crate) max_memory: u64,
     /// How long the server may be silent.
     pub(crate) backend_timeout: Duration,
+    /// Told of the server's end.
+    pub(crate) watch: &'a Watch,
     /// Told what the administrator should know.
     pub(crate) warn: &'a dyn Fn(Warning),
 }
@@ -121,9 +127,22 @@ impl<'a> Connection<'a> {
             }
         };
         let ending = self.explained(ending);
+        if let Ending::Backend | Ending::BackendFailed(_) = ending {
+            self.options.watch.doubt();
+        }
+        if ending.leaves_client() {
+            parting::wait_for_silence(&self.client, self.time_to_part());
+        }
         self.client.close(how(ending.leaves_client()));
         self.backend.close(how(ending.leaves_backend()));
         ending
+    }
+
+    fn time_to_part(&self) -> Duration {
+        match self.stop.deadline() {
+            Some(deadline) => PARTING.min(deadline.saturating_duration_since(Instant::now())),
+            None => PARTING,
+        }
     }
 
     /// A transfer that fails says little: the connection that ends with it knows why.

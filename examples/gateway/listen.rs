@@ -1,9 +1,5 @@
 //! Where to listen: the places that the options name, with the usual ports of their devices.
 
-use std::net::IpAddr;
-use std::sync::mpsc::{Receiver, sync_channel};
-use std::thread;
-
 use smbdirect::engine::{
     ChannelOptions, DirectListener, ListenAt, Reactor, ReactorGroup, ReactorOptions,
 };
@@ -11,22 +7,18 @@ use smbdirect::rdma::{self, AcceptFilter, ProviderKind};
 use smbdirect::transport::Error;
 
 use crate::options::{Options, Place};
-use crate::report::Log;
-use crate::sparing::Sparing;
 
 /// Where clients come from.
 pub(crate) struct Listening {
     pub(crate) reactors: ReactorGroup,
     pub(crate) listener: DirectListener,
-    /// Who may connect; counts who may not.
-    pub(crate) filter: AcceptFilter,
 }
 
-/// Opens the provider and listens.
+/// Opens the provider and listens. Who may connect says `filter`.
 ///
 /// # Errors
 /// What is wrong and what to do about it, in words.
-pub(crate) fn listen(options: &Options, log: &Log) -> Result<Listening, String> {
+pub(crate) fn listen(options: &Options, filter: AcceptFilter) -> Result<Listening, String> {
     let kind = options.provider;
     let open = |error: Error| format!("provider {kind}: {error}{}", remedy(kind));
     let reactor = |_| Reactor::new(rdma::open(kind)?, ReactorOptions::default());
@@ -34,49 +26,12 @@ pub(crate) fn listen(options: &Options, log: &Log) -> Result<Listening, String> 
     let reactors = reactors.and_then(ReactorGroup::new).map_err(open)?;
     reactors.spawn().map_err(open)?;
     let places = places(kind, &options.listen)?;
-    let filter = filter(options, log)?;
     let mut channel = ChannelOptions::default();
-    channel.listen.filter = filter.clone();
+    channel.listen.filter = filter;
     let listener = reactors
         .listen(&places, channel)
         .map_err(|error| explain(&places, &error))?;
-    Ok(Listening {
-        reactors,
-        listener,
-        filter,
-    })
-}
-
-fn filter(options: &Options, log: &Log) -> Result<AcceptFilter, String> {
-    if options.allow.is_empty() {
-        return Ok(AcceptFilter::everybody());
-    }
-    let allow = options.allow.clone();
-    let (refused, told) = sync_channel(16);
-    tell_refused(told, log.clone())?;
-    Ok(AcceptFilter::new(move |peer| {
-        let allowed = allow.iter().any(|network| network.contains(peer));
-        if !allowed {
-            // It may not block here. Who is not told of is counted.
-            let _ = refused.try_send(peer);
-        }
-        allowed
-    }))
-}
-
-/// Prints who was refused.
-fn tell_refused(refused: Receiver<IpAddr>, log: Log) -> Result<(), String> {
-    let tell = move || {
-        let mut sparing = Sparing::new();
-        for client in refused {
-            sparing.tell(client, |client| log.not_allowed(*client));
-        }
-    };
-    let thread = thread::Builder::new().name("refusals".into());
-    thread
-        .spawn(tell)
-        .map(drop)
-        .map_err(|error| format!("no thread for telling of refused clients: {error}"))
+    Ok(Listening { reactors, listener })
 }
 
 fn places(kind: ProviderKind, wanted: &[Place]) -> Result<Vec<ListenAt>, String> {

@@ -17,16 +17,17 @@ use std::time::{Duration, Instant};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use smbdirect::engine::DirectListener;
-use smbdirect::rdma::AcceptFilter;
 use smbdirect::transport::Listener;
 
 use backend::Backend;
 use connections::Connections;
+use door::Door;
 use listen::Listening;
 use options::{HELP, Options};
 use report::Log;
 use serve::{LINGER, Settings};
 use sparing::Sparing;
+use watch::Watch;
 
 mod allow;
 #[allow(dead_code)] // The options that other examples have in common.
@@ -35,12 +36,14 @@ mod args;
 mod backend;
 mod connection;
 mod connections;
+mod door;
 mod ending;
 #[path = "../common/json.rs"]
 mod json;
 mod listen;
 mod ops;
 mod options;
+mod parting;
 #[path = "../common/port_file.rs"]
 mod port_file;
 mod probe;
@@ -52,6 +55,7 @@ mod sparing;
 #[path = "../common/units.rs"]
 mod units;
 mod wake;
+mod watch;
 
 /// How often connections are looked for that failed before they were one.
 const LOOK: Duration = Duration::from_secs(1);
@@ -78,18 +82,16 @@ fn run(options: Options) -> Result<(), String> {
     let log = Log::new(options.json, |line| {
         let _ = writeln!(io::stdout(), "{line}");
     });
-    let Listening {
-        reactors,
-        listener,
-        filter,
-    } = listen::listen(&options, &log)?;
+    let backend = Backend::new(&options.backend, options.backend_timeout);
+    let watch = Arc::new(Watch::default());
+    let door = Door::new(options.allow.clone(), watch.clone(), log.clone())?;
+    let Listening { reactors, listener } = listen::listen(&options, door.filter())?;
     let local = listener.local_addresses();
     let listener = Arc::new(listener);
     let connections = Arc::new(Connections::new(
         options.max_connections,
         options.max_per_client,
     ));
-    let backend = Backend::new(&options.backend, options.backend_timeout);
     log.listening(&local, options.provider, &options.backend);
     if let (Some(path), Some(local)) = (&options.port_file, local.first()) {
         port_file::write(path, local.port())?;
@@ -101,14 +103,14 @@ fn run(options: Options) -> Result<(), String> {
         options.drain,
     )?;
     if let Some(period) = options.stats {
-        report_totals(period, filter.clone(), connections.clone(), log.clone())?;
+        report_totals(period, door.clone(), connections.clone(), log.clone())?;
     }
-
-    look_at_backend(backend.clone(), &options, log.clone())?;
+    watch.start(backend.clone(), options.backend_timeout, log.clone())?;
     tell_failures(listener.clone(), log.clone())?;
 
     let settings = Settings {
         backend,
+        watch,
         backend_timeout: options.backend_timeout,
         max_memory: options.max_memory,
         log: log.clone(),
@@ -117,7 +119,7 @@ fn run(options: Options) -> Result<(), String> {
     // Their own deadlines end them.
     connections.wait_until_empty(options.drain + LINGER);
     reactors.shutdown(Duration::from_secs(1));
-    log.totals(&connections.totals(), filter.refused());
+    log.totals(&connections.totals(), &door);
     accepted
 }
 
@@ -144,21 +146,6 @@ fn obey(
         .spawn(obey)
         .map(drop)
         .map_err(|error| format!("no thread for signals: {error}"))
-}
-
-/// Tells what is wrong with the backend, if something is, while clients can connect already.
-fn look_at_backend(backend: Backend, options: &Options, log: Log) -> Result<(), String> {
-    let timeout = options.backend_timeout;
-    let look = move || {
-        if let Some(doubt) = probe::probe(&backend, timeout) {
-            log.doubt(&backend, &doubt);
-        }
-    };
-    let thread = thread::Builder::new().name("backend".into());
-    thread
-        .spawn(look)
-        .map(drop)
-        .map_err(|error| format!("no thread for looking at the backend: {error}"))
 }
 
 /// Tells of connections that never became one: the client learns nothing of the reason, which may be
@@ -188,13 +175,13 @@ fn tell_failures(listener: Arc<DirectListener>, log: Log) -> Result<(), String> 
 
 fn report_totals(
     period: Duration,
-    filter: AcceptFilter,
+    door: Arc<Door>,
     connections: Arc<Connections>,
     log: Log,
 ) -> Result<(), String> {
     let report = move || loop {
         thread::sleep(period);
-        log.totals(&connections.totals(), filter.refused());
+        log.totals(&connections.totals(), &door);
     };
     let thread = thread::Builder::new().name("stats".into());
     thread

@@ -117,7 +117,7 @@ impl fmt::Display for Doubt {
         match self {
             Self::Unreachable(error) => write!(
                 f,
-                "it cannot be reached: {error}; clients are sent away until it can be (--backend)"
+                "it cannot be reached: {error}; clients are refused until it can be (--backend)"
             ),
             Self::Silent(time) => write!(
                 f,

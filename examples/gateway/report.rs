@@ -9,6 +9,7 @@ use smbdirect::rdma::ProviderKind;
 use smbdirect::transport::Info;
 
 use crate::connections::{Moved, NoPlace, Totals};
+use crate::door::Door;
 use crate::json::Object;
 use crate::units;
 
@@ -113,6 +114,18 @@ impl Log {
         );
     }
 
+    /// A server that was away.
+    pub(crate) fn back(&self, backend: &dyn fmt::Display) {
+        self.line(
+            || format!("backend {backend}: it can be reached, and clients can connect again"),
+            || {
+                Object::new()
+                    .text("backend", &backend.to_string())
+                    .text("back", "clients can connect again")
+            },
+        );
+    }
+
     /// A client that `--allow` leaves out.
     pub(crate) fn not_allowed(&self, client: IpAddr) {
         self.line(
@@ -160,11 +173,13 @@ impl Log {
     }
 
     /// All connections together.
-    pub(crate) fn totals(&self, totals: &Totals, not_allowed: u64) {
+    pub(crate) fn totals(&self, totals: &Totals, door: &Door) {
+        let (not_allowed, away) = (door.not_allowed(), door.backend_away());
         self.line(
             || {
                 format!(
-                    "totals: {} open, {} ended, {} refused, {not_allowed} not allowed; {}",
+                    "totals: {} open, {} ended, {} refused, {not_allowed} not allowed, {away} while the backend \
+                     was away; {}",
                     totals.open,
                     totals.ended,
                     totals.refused,
@@ -176,7 +191,8 @@ impl Log {
                     .value("open", totals.open)
                     .value("ended", totals.ended)
                     .value("refused", totals.refused)
-                    .value("not_allowed", not_allowed);
+                    .value("not_allowed", not_allowed)
+                    .value("backend_away", away);
                 bytes(line, &totals.moved)
             },
         );

@@ -12,19 +12,24 @@ use crate::backend::Backend;
 use crate::connection::{self, Connection};
 use crate::connections::{Connections, Entry};
 use crate::ending::Ending;
+use crate::parting;
 use crate::report::{Ended, Log};
 use crate::wake::Sleeper;
+use crate::watch::Watch;
 
 /// How long an ended connection may go on sending before it is counted and forgotten.
 pub(crate) const LINGER: Duration = Duration::from_secs(6);
 
 /// How a client is sent away: it learns that it has been connected, and that this is over.
-const END: Close = Close::Graceful(Duration::from_secs(1));
+const END: Close = Close::Graceful(END_IN);
+const END_IN: Duration = Duration::from_secs(1);
 
 /// What all connections have in common.
 #[derive(Clone)]
 pub(crate) struct Settings {
     pub(crate) backend: Backend,
+    /// Whether it is there.
+    pub(crate) watch: Arc<Watch>,
     /// How long the server may be silent though it owes an answer.
     pub(crate) backend_timeout: Duration,
     /// Bytes of memory for the data of one connection.
@@ -97,12 +102,15 @@ impl Serving {
                 let options = connection::Options {
                     max_memory: settings.max_memory,
                     backend_timeout: settings.backend_timeout,
+                    watch: &settings.watch,
                     warn: &|warning| settings.log.warning(entry.id, client, &warning),
                 };
                 let stop = &self.connections.stop;
                 Connection::new(entry, backend, stop, &sleeper, options).run()
             }
             Err(error) => {
+                settings.watch.doubt();
+                parting::wait_for_silence(&entry.client, END_IN);
                 entry.client.close(END);
                 Ending::Unreachable(error)
             }

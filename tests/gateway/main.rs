@@ -14,6 +14,8 @@ mod backend;
 mod connection;
 #[path = "../../examples/gateway/connections.rs"]
 mod connections;
+#[path = "../../examples/gateway/door.rs"]
+mod door;
 #[path = "../../examples/gateway/ending.rs"]
 mod ending;
 #[path = "../../examples/common/json.rs"]
@@ -24,6 +26,8 @@ mod ops;
 #[allow(dead_code)]
 #[path = "../../examples/gateway/options.rs"]
 mod options;
+#[path = "../../examples/gateway/parting.rs"]
+mod parting;
 #[path = "../../examples/gateway/probe.rs"]
 mod probe;
 mod probing;
@@ -46,4 +50,7 @@ mod sparing;
 mod units;
 #[path = "../../examples/gateway/wake.rs"]
 mod wake;
+#[path = "../../examples/gateway/watch.rs"]
+mod watch;
+mod watching;
 mod world;

@@ -318,6 +318,7 @@ fn a_server_that_is_none_has_a_clear_line() {
         max_memory: 1 << 20,
         max_connections: 4,
         max_per_client: 4,
+        watch: false,
     };
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = listener.local_addr().unwrap();

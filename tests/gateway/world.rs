@@ -15,9 +15,11 @@ use smbdirect::transport::{DirectPlacement, Listener, Message, Transport, Transp
 
 use crate::backend::Backend;
 use crate::connections::Connections;
+use crate::door::Door;
 use crate::report::Log;
 use crate::serve::{self, Settings};
 use crate::smb2::*;
+use crate::watch::Watch;
 
 /// Nothing takes this long, even under load.
 pub(crate) const LONG: Duration = Duration::from_secs(40);
@@ -28,6 +30,7 @@ pub(crate) struct World {
     clients: Reactor,
     listener: Arc<DirectListener>,
     pub(crate) connections: Arc<Connections>,
+    pub(crate) door: Arc<Door>,
     pub(crate) address: SocketAddr,
     lines: Mutex<Receiver<String>>,
     accepting: Option<thread::JoinHandle<Result<(), String>>>,
@@ -40,6 +43,8 @@ pub(crate) struct Choice {
     pub(crate) max_memory: u64,
     pub(crate) max_connections: usize,
     pub(crate) max_per_client: usize,
+    /// Whether the server is watched.
+    pub(crate) watch: bool,
 }
 
 impl Choice {
@@ -50,11 +55,12 @@ impl Choice {
             max_memory: 4 << 20,
             max_connections: 16,
             max_per_client: 16,
+            watch: false,
         }
     }
 }
 
-fn reactor() -> Reactor {
+pub(crate) fn reactor() -> Reactor {
     let provider = open(ProviderKind::Iwarp).expect("the software RNIC");
     let reactor = Reactor::new(provider, ReactorOptions::default()).expect("a reactor");
     reactor.spawn().expect("a thread");
@@ -65,21 +71,32 @@ impl World {
     pub(crate) fn new(choice: &Choice) -> Self {
         let (reactor, clients) = (reactor(), reactor());
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let listener = reactor.listen(&[any], ChannelOptions::default());
-        let listener = Arc::new(listener.expect("a listener"));
-        let connections = Connections::new(choice.max_connections, choice.max_per_client);
-        let connections = Arc::new(connections);
         let (sender, lines) = channel();
         let sender = Mutex::new(sender);
         let write = move |line: &str| {
             // A test that is over does not read them.
             let _ = sender.lock().expect("a sender").send(line.to_owned());
         };
+        let log = Log::new(true, write);
+        let watch = Arc::new(Watch::default());
+        let door = Door::new(Vec::new(), watch.clone(), log.clone()).expect("a door");
+        let mut options = ChannelOptions::default();
+        options.listen.filter = door.filter();
+        let listener = reactor.listen(&[any], options);
+        let listener = Arc::new(listener.expect("a listener"));
+        let connections = Connections::new(choice.max_connections, choice.max_per_client);
+        let connections = Arc::new(connections);
+        let backend = Backend::new(&choice.backend, choice.backend_timeout);
+        if choice.watch {
+            let started = watch.start(backend.clone(), choice.backend_timeout, log.clone());
+            started.expect("a thread");
+        }
         let settings = Settings {
-            backend: Backend::new(&choice.backend, choice.backend_timeout),
+            backend,
+            watch,
             backend_timeout: choice.backend_timeout,
             max_memory: choice.max_memory,
-            log: Log::new(true, write),
+            log,
         };
         let accepting = {
             let (listener, connections) = (listener.clone(), connections.clone());
@@ -91,6 +108,7 @@ impl World {
             clients,
             listener,
             connections,
+            door,
             lines: Mutex::new(lines),
             accepting: Some(accepting),
         }

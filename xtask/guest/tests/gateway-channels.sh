@@ -29,7 +29,7 @@ have_two() { grep -q 'Extra Channels: 1' /proc/fs/cifs/DebugData; }
 second_channel() {
     local i
     mount_share /mnt/a rdma,cache=none,hard,echo_interval=2,multichannel,max_channels=3
-    stop_gateway KILL
+    stop_gateway TERM
     start
     for ((i = 0; i < 60; i++)); do
         # What makes the client connect again may fail meanwhile.
