@@ -133,8 +133,10 @@ impl Summary {
             }) => {
                 self.passed += passed;
                 self.failed += failed;
-                if *failed > 0 {
-                    self.fail(stage, ends);
+                match failed {
+                    0 if ends.is_empty() => {}
+                    0 => self.tell("failed once", stage, ends),
+                    _ => self.fail(stage, ends),
                 }
             }
             Ok(Verdict::NotRun(_)) => {
@@ -152,7 +154,11 @@ impl Summary {
 
     fn fail(&mut self, stage: &Stage, end: &str) {
         self.failures.push(stage.name.clone());
-        self.ends += &format!("\nfailed: {}\n{}\n", stage.name, end.trim_end());
+        self.tell("failed", stage, end);
+    }
+
+    fn tell(&mut self, what: &str, stage: &Stage, end: &str) {
+        self.ends += &format!("\n{what}: {}\n{}\n", stage.name, end.trim_end());
     }
 
     /// Prints the closing lines; in a strict run, what was not run has failed.

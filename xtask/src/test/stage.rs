@@ -74,7 +74,7 @@ pub(super) enum Verdict {
     Counted {
         passed: usize,
         failed: usize,
-        /// The last lines of those that failed.
+        /// The last lines of those that failed, at the first attempt too.
         ends: String,
     },
     NotRun(String),
