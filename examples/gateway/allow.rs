@@ -39,7 +39,7 @@ impl FromStr for Network {
             .parse()
             .map_err(|_| "an address, or a network such as 192.0.2.0/24 or 2001:db8::/32")?;
         let bits = if address.is_ipv4() { 32 } else { 128 };
-        let prefix = match prefix {
+        let prefix: u8 = match prefix {
             None => bits,
             Some(text) => text
                 .parse()
@@ -47,7 +47,14 @@ impl FromStr for Network {
                 .filter(|prefix| *prefix <= bits)
                 .ok_or(format!("the number after the slash is 0 to {bits}"))?,
         };
-        Ok(Self { address, prefix })
+        // Clients come with their IPv4 addresses, also to places of IPv6.
+        match (address.to_canonical(), prefix.checked_sub(96)) {
+            (IpAddr::V4(address), Some(prefix)) if bits == 128 => Ok(Self {
+                address: address.into(),
+                prefix,
+            }),
+            _ => Ok(Self { address, prefix }),
+        }
     }
 }
 
@@ -71,6 +78,9 @@ mod tests {
         assert!(contains("2001:db8::/32", "2001:db8:ffff::1"));
         assert!(!contains("2001:db8::/32", "2001:db9::1"));
         assert!(!contains("::/0", "192.0.2.7"));
+        assert!(contains("::ffff:192.0.2.0/120", "192.0.2.7"));
+        assert!(contains("::ffff:0:0/96", "192.0.2.7"));
+        assert!(contains("::ffff:192.0.2.7", "192.0.2.7"));
     }
 
     #[test]
