@@ -23,7 +23,7 @@ stored() { # what is stored, and how
 stored --total 4MiB
 stored --total 1MiB --sizes 100000 --buffers 7
 if [ "$DEVICE" = rxe ]; then
-    stored --total 1MiB --sizes 4KiB,1MiB,8MiB --soft-roce-windows
+    stored --total 1MiB --sizes 1,4KiB,1MiB,8MiB,64MiB --soft-roce-windows
     grep -Eq '[1-9][0-9,]* invalidated by the server' /tmp/direct.log
 fi
 # The kernel may take a moment to forget a process.

@@ -26,6 +26,7 @@ pub(super) fn stages() -> Result<Vec<Stage>> {
         Stage::new("smb client", "rust", minutes(20), smb_client).needs([Need::Verbs]),
         Stage::new("linked libraries", "rust", minutes(3), linked_libraries)
             .needs([Need::Program("readelf")]),
+        Stage::new("doctor", "rust", minutes(2), doctor),
         Stage::new("demo", "rust", minutes(15), demo).visible(),
         Stage::new("measuring", "rust", minutes(3), measuring),
         Stage::new("captures", "interop", minutes(3), captures)
@@ -143,6 +144,25 @@ fn rdma_library(dynamic: &str) -> Option<&str> {
     needed
         .map(str::trim)
         .find(|line| line.contains("libibverbs") || line.contains("librdmacm"))
+}
+
+/// What a user learns first: the doctor has nothing against a machine without RDMA, and says that it is one.
+fn doctor(_: &Machine, job: &Job) -> Result<Verdict> {
+    let program = examples::program("doctor");
+    let said = job.read(&mut Command::new(&program))?;
+    // With devices it depends on whether one is up.
+    let conclusion = match has_devices() {
+        true => "doctor: ",
+        false => "doctor: no RDMA device on this machine",
+    };
+    if !said.contains(conclusion) {
+        return Err(Error::new(format!("it does not say: {conclusion}")));
+    }
+    passed(job.run(Command::new(program).arg("--json")))
+}
+
+fn has_devices() -> bool {
+    std::fs::read_dir("/sys/class/infiniband").is_ok_and(|devices| devices.count() > 0)
 }
 
 /// The program that compares SMB Direct with TCP runs; its numbers are for a machine that does nothing else.
