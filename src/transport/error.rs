@@ -212,6 +212,18 @@ impl From<Error> for io::Error {
                 Kind::OutOfMemory
             }
             Error::Rdma(RdmaError::Unreachable) => Kind::HostUnreachable,
+            Error::Rdma(
+                RdmaError::NoDevice(_)
+                | RdmaError::NoDevices
+                | RdmaError::WrongDevice { .. }
+                | RdmaError::WrongFabric { .. }
+                | RdmaError::LibraryMissing,
+            ) => Kind::NotFound,
+            Error::Rdma(
+                RdmaError::VerbsNotBuilt | RdmaError::IwarpNotBuilt | RdmaError::Unsupported(_),
+            ) => Kind::Unsupported,
+            Error::Rdma(RdmaError::NoDescriptors) => Self::from_raw_os_error(libc::EMFILE).kind(),
+            Error::Rdma(RdmaError::Busy(_)) => Kind::ResourceBusy,
             Error::Rdma(RdmaError::Closed) => Kind::NotConnected,
             Error::Rdma(RdmaError::ConnectionLost | RdmaError::Terminated { .. }) => {
                 Kind::ConnectionReset
@@ -335,6 +347,29 @@ mod tests {
             RdmaError::Closed,
         ] {
             assert!(Error::from(fatal.clone()).ends_connection(), "{fatal}");
+        }
+    }
+
+    #[test]
+    fn io_errors_have_the_kind_that_programs_look_at() {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 445));
+        let too_many = io::Error::from_raw_os_error(libc::EMFILE).kind();
+        for (error, kind) in [
+            (RdmaError::NoDevices, io::ErrorKind::NotFound),
+            (RdmaError::NoDevice(address), io::ErrorKind::NotFound),
+            (RdmaError::LibraryMissing, io::ErrorKind::NotFound),
+            (RdmaError::VerbsNotBuilt, io::ErrorKind::Unsupported),
+            (
+                RdmaError::Unsupported(RdmaOperation::Bind),
+                io::ErrorKind::Unsupported,
+            ),
+            (RdmaError::NoDescriptors, too_many),
+            (RdmaError::Refused, io::ErrorKind::ConnectionRefused),
+            (RdmaError::Closed, io::ErrorKind::NotConnected),
+        ] {
+            let text = error.to_string();
+            let as_io = io::Error::from(Error::from(error));
+            assert_eq!((as_io.kind(), as_io.to_string()), (kind, text));
         }
     }
 
