@@ -100,7 +100,8 @@ pub struct ChannelOptions {
     pub max_negotiating: usize,
     /// Listeners: the same for one peer address.
     pub max_negotiating_per_peer: usize,
-    /// Listeners: negotiated connections that nobody has accepted yet, at most; more are refused.
+    /// Listeners: negotiated connections that nobody has accepted yet, above which those that come are refused. What is
+    /// negotiating by then, [`max_negotiating`](Self::max_negotiating) at most, may still join them.
     pub accept_backlog: usize,
 }
 
