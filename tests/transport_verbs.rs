@@ -98,4 +98,14 @@ mod windows {
         None => return,
     }, memory_is_written_and_read, a_response_invalidates_its_token, several_buffers_are_written_and_read,
         memory_comes_back_from_a_dead_connection);
+
+    crate::suite!(@forged match trusting() {
+        Some(bed) => bed,
+        None => return,
+    }, forged_descriptors_are_not_written_to, forged_descriptors_are_not_read_from);
+
+    crate::suite!(@memory match trusting() {
+        Some(bed) => bed,
+        None => return,
+    }, brought_memory_is_moved);
 }
