@@ -88,13 +88,13 @@ impl DirectListener {
         self.shared.lock().negotiating
     }
 
-    /// Connections that ended before they were negotiated.
+    /// Connections that ended before they were negotiated, or were when too many others waited to be accepted.
     pub fn failed_handshakes(&self) -> u64 {
         self.shared.lock().failed
     }
 
-    /// Whose connection was the last that ended before it was negotiated, and why: a limit on locked memory that is
-    /// too low shows itself here, and nowhere else but in the log.
+    /// Whose connection was the last of those that [`DirectListener::failed_handshakes`] counts, and why it ended: a limit
+    /// on locked memory that is too low shows itself here, and nowhere else but in the log.
     pub fn last_failed_handshake(&self) -> Option<(SocketAddr, Error)> {
         self.shared.lock().last_failure.clone()
     }
@@ -203,16 +203,24 @@ impl ListenShared {
     }
 
     /// A negotiated channel. Returns who is to be woken.
-    pub(crate) fn offer(&self, channel: Channel) -> Option<Waker> {
+    ///
+    /// # Errors
+    /// As many as may wait to be accepted already: what is the limit. Those that negotiate do not count for it, as a peer
+    /// that never finishes would then keep out others.
+    pub(crate) fn offer(&self, channel: Channel) -> Result<Option<Waker>, usize> {
         let mut state = self.lock();
-        if state.closed {
-            drop(state);
-            // Its drop closes the connection; the core, which holds its lock now, is told through the list.
-            drop(channel);
-            return None;
-        }
-        state.ready.push_back(channel);
-        state.waker.take()
+        let refused = match (state.closed, state.ready.len()) {
+            (true, _) => Ok(None),
+            (false, waiting) if waiting >= self.backlog => Err(self.backlog),
+            _ => {
+                state.ready.push_back(channel);
+                return Ok(state.waker.take());
+            }
+        };
+        drop(state);
+        // Its drop closes the connection; the core, which holds its lock now, is told through the list.
+        drop(channel);
+        refused
     }
 
     /// The listener is over. Returns who is to be woken.

@@ -100,8 +100,10 @@ pub struct ChannelOptions {
     pub max_negotiating: usize,
     /// Listeners: the same for one peer address.
     pub max_negotiating_per_peer: usize,
-    /// Listeners: negotiated connections that nobody has accepted yet, above which those that come are refused. What is
-    /// negotiating by then, [`max_negotiating`](Self::max_negotiating) at most, may still join them.
+    /// Listeners: negotiated connections that nobody has accepted yet, at most (at least 1). While there are so many, new
+    /// connections are refused, and what had begun to negotiate before ends with
+    /// [`NotAccepted`](crate::transport::DisconnectReason::NotAccepted) when it has. Those that negotiate have limits of
+    /// their own and do not count for this one, so that peers who never finish keep nobody else out.
     pub accept_backlog: usize,
 }
 

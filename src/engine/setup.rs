@@ -315,10 +315,14 @@ impl Entry {
                     cx.cx.wakers.extend(attempt.waiter.complete(Ok(channel)));
                 }
             }
-            Origin::Listener { shared, admitted } => {
-                *admitted = None;
-                cx.cx.wakers.extend(shared.offer(channel));
-            }
+            Origin::Listener { shared, admitted } => match shared.offer(channel) {
+                Ok(waker) => {
+                    *admitted = None;
+                    cx.cx.wakers.extend(waker);
+                }
+                // It gives its place back, and is counted as failed, when it is gone.
+                Err(limit) => self.conn.fail(DisconnectReason::NotAccepted { limit }, cx),
+            },
         }
     }
 }

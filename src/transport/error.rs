@@ -272,6 +272,15 @@ pub enum DisconnectReason {
         /// The limit in bytes.
         limit: usize,
     },
+    /// It was negotiated, and as many others waited to be accepted as may.
+    #[error(
+        "{limit} negotiated connections wait to be accepted already: the application accepts too slowly, or \
+         ChannelOptions::accept_backlog is too low"
+    )]
+    NotAccepted {
+        /// The limit on those that wait.
+        limit: usize,
+    },
     /// The reactor that drove it was shut down.
     #[error("its reactor was shut down")]
     ReactorGone,

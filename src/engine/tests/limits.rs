@@ -30,6 +30,41 @@ fn who_may_not_connect_is_refused_and_counted() {
     assert_eq!(filter.refused(), 1);
 }
 
+/// Many that negotiate at a time are done before the application accepts any of them.
+#[test]
+fn no_more_connections_wait_to_be_accepted_than_may() {
+    let options = ChannelOptions {
+        accept_backlog: 2,
+        ..ChannelOptions::default()
+    };
+    let world = World::new(1, DeviceOptions::rxe(), options);
+    let to = SocketAddr::new(SERVER, PORT);
+    let connects: Vec<_> = (0..5)
+        .map(|_| world.client.connect(to, ChannelOptions::default()))
+        .collect();
+    let clients: Vec<_> = (connects.into_iter()).map(|op| world.finish(op)).collect();
+    world.until(Duration::from_secs(1), || None::<()>);
+    let mut accepted = Vec::new();
+    while let Poll::Ready(channel) = world.listener.poll_accept_channel(&mut cx()) {
+        accepted.push(channel.unwrap());
+    }
+    assert_eq!(accepted.len(), 2);
+    let refused = Error::Closed(DisconnectReason::NotAccepted { limit: 2 });
+    let (_, last) = world.listener.last_failed_handshake().unwrap();
+    assert_eq!((world.listener.failed_handshakes(), last), (3, refused));
+    assert_eq!(
+        (world.server.connections(), world.listener.negotiating()),
+        (2, 0)
+    );
+    // The others were ended before or after they had been told that they are negotiated.
+    let lives = |client: &&Channel| client.poll_closed(&mut cx()).is_pending();
+    assert_eq!(clients.iter().flatten().filter(lives).count(), 2);
+    // There is room again.
+    let (client, server) = world.connect(ChannelOptions::default());
+    client.start_send(b"welcome".into()).unwrap();
+    assert_eq!(world.recv(&server).unwrap().unwrap(), b"welcome");
+}
+
 #[test]
 fn unfinished_messages_keep_to_the_budget_of_all() {
     const BUDGET: usize = 512 << 10;
