@@ -21,6 +21,10 @@ use crate::transport::{
     MAX_DESCRIPTORS, Message, Op, OutMessage, Stats, SteeringTag, Target, Transport, TrySendError,
 };
 
+/// Message slots that waiting messages leave free. Grants and keepalives need slots, and so does every message while it is
+/// sent: where no more memory is to be had, none would ever come back otherwise.
+const LEFT_TO_OTHERS: usize = 16;
+
 /// A negotiated SMB Direct connection.
 ///
 /// Dropping it closes the connection in the background; what was accepted for sending is still sent, for at most
@@ -226,7 +230,8 @@ impl Channel {
     /// Copies borrowed bytes: into a send slot if they fit one fragment, else to the heap.
     fn copy(&self, len: usize, fill: impl FnOnce(Sink<'_>)) -> Body {
         let slot = if len <= self.max_payload {
-            self.pools.take(HEADER + self.max_payload)
+            let len = HEADER + self.max_payload;
+            self.pools.take(len, LEFT_TO_OTHERS)
         } else {
             None
         };

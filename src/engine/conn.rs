@@ -192,9 +192,8 @@ impl Conn {
     pub(crate) fn data_slots(&self) -> (usize, usize) {
         let first = match self.options.protocol.credit_profile {
             CreditProfile::Small => SMALL_SLOTS,
+            CreditProfile::Adaptive => FIRST_SLOTS,
             CreditProfile::Full => usize::MAX,
-            // The default, and what there may be besides.
-            _ => FIRST_SLOTS,
         };
         (self.fragment_size(), first.min(self.send_depth as usize))
     }
@@ -499,7 +498,7 @@ impl Conn {
                 true => self.fragment_size(),
                 false => CONTROL,
             };
-            let Some(slot) = self.take_slot(size, 1, cx.now) else {
+            let Some(slot) = self.take_slot(size, 1, 0, cx.now) else {
                 break;
             };
             let Some(transmit) = self.proto.poll_transmit(cx.now, free as usize) else {
@@ -606,11 +605,17 @@ impl Conn {
         }
     }
 
-    /// A slot of `len` bytes. If there is none, more of them are made: at once where that does not block, and else off the
-    /// lock, and the caller goes on without.
-    fn take_slot(&mut self, len: usize, wanted: usize, now: Instant) -> Option<IoBuf> {
+    /// A slot of `len` bytes, unless no more than `leave` are free. Then more of them are made: at once where that does not
+    /// block, and else off the lock, and the caller goes on without.
+    fn take_slot(
+        &mut self,
+        len: usize,
+        wanted: usize,
+        leave: usize,
+        now: Instant,
+    ) -> Option<IoBuf> {
         let pools = self.pools()?.clone();
-        if let Some(slot) = pools.take(len) {
+        if let Some(slot) = pools.take(len, leave) {
             return Some(slot);
         }
         if !matches!(self.growth, Growth::None) {
@@ -625,10 +630,16 @@ impl Conn {
             return None;
         }
         match pools.grow(len, count) {
-            Ok(slots) => self.keep(slots),
-            Err(error) => self.refused(&error, now),
+            Ok(slots) => {
+                self.keep(slots);
+                // There is one, and more can be had for others.
+                pools.take(len, 0)
+            }
+            Err(error) => {
+                self.refused(&error, now);
+                None
+            }
         }
-        pools.take(len)
     }
 
     fn end(&mut self, how: Close, cx: &mut Context<'_>) {

@@ -110,14 +110,19 @@ impl Pools {
         Ok(reserved)
     }
 
-    /// Takes a message slot with its length set to `len` bytes. `None` if all are in use.
-    pub(crate) fn take(&self, len: usize) -> Option<IoBuf> {
-        self.messages.take(len)
+    /// Takes a message slot with its length set to `len` bytes, unless no more than `leave` are free, which are for others.
+    pub(crate) fn take(&self, len: usize, leave: usize) -> Option<IoBuf> {
+        self.messages.take(len, leave)
+    }
+
+    /// Whether slots for so many bytes are the same as those for so many.
+    pub(crate) fn are_alike(len: usize, other: usize) -> bool {
+        class_size(len) == class_size(other)
     }
 
     /// A buffer of `len` bytes for data, if there is a free one.
     pub(crate) fn take_data(&self, len: usize) -> Option<IoBuf> {
-        self.data.take(len)
+        self.data.take(len, 0)
     }
 
     /// A buffer of `len` bytes for data. May register memory.
@@ -153,9 +158,12 @@ impl Classes {
         Ok(())
     }
 
-    fn take(&self, len: usize) -> Option<IoBuf> {
+    fn take(&self, len: usize, leave: usize) -> Option<IoBuf> {
         let mut classes = self.lock();
         let class = class(&mut classes, class_size(len));
+        if leave > 0 && class.slabs.free() <= leave {
+            return None;
+        }
         let mut buf = class.slabs.take()?;
         buf.set_len(len);
         Some(buf)
@@ -163,12 +171,12 @@ impl Classes {
 
     /// A slot that nothing was reserved for.
     fn take_or_make(&self, domain: &Arc<dyn Domain>, len: usize) -> Result<IoBuf, RdmaError> {
-        if let Some(buf) = self.take(len) {
+        if let Some(buf) = self.take(len, 0) {
             return Ok(buf);
         }
         let _growing = ignore_poison(self.growth.lock());
         // Another one may have made some meanwhile.
-        if let Some(buf) = self.take(len) {
+        if let Some(buf) = self.take(len, 0) {
             return Ok(buf);
         }
         let slot_size = class_size(len);
@@ -335,15 +343,15 @@ mod tests {
     #[test]
     fn reservations_are_kept_and_given_back() {
         let pools = Arc::new(Pools::new(PlainDomain::shared(), SlabOptions::default()));
-        assert!(pools.take(1364).is_none());
+        assert!(pools.take(1364, 0).is_none());
         let hundred = pools.reserve(&[(1364, 100)]).unwrap();
-        let all: Vec<IoBuf> = std::iter::from_fn(|| pools.take(1364)).collect();
+        let all: Vec<IoBuf> = std::iter::from_fn(|| pools.take(1364, 0)).collect();
         assert_eq!(
             (all.len(), all[0].len(), all[0].capacity()),
             (100, 1364, 1408)
         );
         let mut ten = pools.reserve(&[(1370, 10)]).unwrap();
-        assert!(pools.take(1364).is_some());
+        assert!(pools.take(1364, 0).is_some());
         drop((all, hundred));
         ten.add(pools.reserve(&[(1364, 90)]).unwrap());
         assert_eq!(pools.messages.lock()[0].slabs.slabs(), 2);
@@ -373,11 +381,11 @@ mod tests {
     fn slots_that_others_hold_beyond_their_reservation_are_replaced() {
         let pools = Arc::new(Pools::new(PlainDomain::shared(), SlabOptions::default()));
         let _ten = pools.reserve(&[(1364, 10)]).unwrap();
-        let lent: Vec<IoBuf> = std::iter::from_fn(|| pools.take(1364)).collect();
+        let lent: Vec<IoBuf> = std::iter::from_fn(|| pools.take(1364, 0)).collect();
         assert!(lent.len() > 10);
         // The reservation alone is covered by what exists, none of which is free.
         let _eight = pools.reserve(&[(1364, 8)]).unwrap();
-        assert!(pools.take(1364).is_none());
+        assert!(pools.take(1364, 0).is_none());
         assert!(pools.grow(1364, 8).is_ok());
     }
 

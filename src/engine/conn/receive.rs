@@ -4,10 +4,14 @@ use bytes::Bytes;
 
 use super::{CONTROL, Conn, Context, closing};
 use crate::engine::assembly::OverBudget;
+use crate::engine::pool::Pools;
 use crate::proto::Delivery;
 use crate::rdma::IoBuf;
 use crate::transport::{DisconnectReason, Message, SteeringTag};
 
+/// Slots that receives leave to what is sent, where both have the same: a grant that cannot leave would make all of them
+/// useless.
+const LEFT_TO_SENDS: usize = 4;
 /// Receives that a pool keeps free before received messages are copied out of their slots.
 const ZERO_COPY_RESERVE: usize = 16;
 
@@ -89,8 +93,10 @@ impl Conn {
             return;
         }
         let size = self.proto.receive_size() as usize;
+        let shared = self.negotiated && Pools::are_alike(size, self.fragment_size());
+        let leave = if shared { LEFT_TO_SENDS } else { 0 };
         while self.receives.len() < wanted {
-            match self.take_slot(size, wanted - self.receives.len(), cx.now) {
+            match self.take_slot(size, wanted - self.receives.len(), leave, cx.now) {
                 Some(buffer) => self.receives.push_back(buffer),
                 None => break,
             }

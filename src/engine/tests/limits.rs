@@ -124,3 +124,36 @@ fn registered_memory_is_counted_and_limited() {
     world.until(Duration::from_secs(10), || None::<()>);
     assert_eq!(world.client.registered_memory(), 0);
 }
+
+/// Where no more slots are to be had, neither messages that wait in them nor receives take all: a grant that cannot leave
+/// would stop both sides.
+#[test]
+fn connections_go_on_when_memory_is_used_up() {
+    const COUNT: u32 = 1000;
+    let options = ChannelOptions {
+        receive_queue_bytes: 20_000,
+        ..ChannelOptions::default()
+    };
+    let device = DeviceOptions::siw;
+    let used = {
+        let world = World::new(1, device(), options.clone());
+        let _pair = world.connect(options.clone());
+        world.client.registered_memory()
+    };
+    let reactors = ReactorOptions {
+        max_registered_memory: used,
+        ..ReactorOptions::default()
+    };
+    let world = World::with_reactors(1, device(), options.clone(), &reactors);
+    let (client, server) = world.connect(options);
+    // Nobody receives: credits run out, and what is in flight comes back.
+    for n in 0..COUNT {
+        client.start_send((&n.to_le_bytes()).into()).unwrap();
+        world.until(Duration::from_micros(50), || None::<()>);
+    }
+    assert_eq!(world.client.registered_memory(), used);
+    for n in 0..COUNT {
+        let message = world.recv(&server).unwrap().unwrap();
+        assert_eq!(message, n.to_le_bytes());
+    }
+}
