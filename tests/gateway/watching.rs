@@ -23,7 +23,8 @@ fn watched(backend: String) -> World {
 
 #[test]
 fn clients_are_refused_while_the_server_is_away() {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    // An address of its own: meanwhile nobody else takes the port.
+    let listener = TcpListener::bind(("127.0.0.55", 0)).unwrap();
     let address = listener.local_addr().unwrap();
     drop(listener);
     let world = watched(address.to_string());
