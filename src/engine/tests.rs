@@ -9,7 +9,6 @@ mod counters;
 mod driving;
 mod ends;
 mod exposures;
-mod forged;
 mod group;
 mod idle;
 mod kill;
