@@ -42,26 +42,30 @@ impl Wake for Waiting {
     }
 }
 
-/// Tells a loop that sleeps on the reactor's descriptor when the wait has ended.
-struct Loop<'a> {
+/// Gives the reactor back to a loop of the caller's when the wait has ended.
+struct Loan<'a> {
     reactor: &'a Shared,
-    /// There is one, which was last told of the timers before the wait.
-    there: bool,
+    /// The loop knows less of the reactor than it did.
+    taken: bool,
 }
 
-impl Loop<'_> {
-    /// The descriptor's timer is the loop's: expired it would end every sleep of the wait.
+impl Loan<'_> {
+    /// The timer of the descriptor is the loop's: expired it would end every sleep of the wait.
     fn stop_timer(&mut self) {
-        if self.reactor.stop_timer() {
-            self.there = true;
-        }
+        self.taken |= self.reactor.stop_timer();
+    }
+
+    /// The wait drives.
+    fn take(&mut self) {
+        self.taken = true;
+        self.reactor.stop_timer();
     }
 }
 
-impl Drop for Loop<'_> {
+impl Drop for Loan<'_> {
     fn drop(&mut self) {
-        if self.reactor.stop_timer() || self.there {
-            self.reactor.wake_anew();
+        if self.taken {
+            self.reactor.return_to_loop();
         }
     }
 }
@@ -101,11 +105,11 @@ impl Reactor {
         let waker = Waker::from(waiting.clone());
         let mut cx = Context::from_waker(&waker);
         let standby = self.shared().seat().standby();
-        let mut other = Loop {
+        let mut loan = Loan {
             reactor: self.shared(),
-            there: false,
+            taken: false,
         };
-        other.stop_timer();
+        loan.stop_timer();
         loop {
             if waiting.woken.swap(false, Ordering::SeqCst)
                 && let Poll::Ready(output) = future.as_mut().poll(&mut cx)
@@ -113,14 +117,17 @@ impl Reactor {
                 return output;
             }
             // Who wakes once it is said that the thread sleeps ends the sleep.
-            if let Some(_sitting) = standby.try_sit() {
-                other.stop_timer();
-                let deadline = self.shared().settle(Duration::ZERO);
-                waiting.asleep.store(true, Ordering::SeqCst);
-                if !waiting.woken.load(Ordering::SeqCst) {
-                    self.shared().sleep(deadline);
+            if let Some(sitting) = standby.try_sit() {
+                loan.take();
+                // It stays until it has something else to do: leaving wakes all who wait to drive.
+                while !waiting.woken.load(Ordering::SeqCst) && !sitting.is_wanted() {
+                    let deadline = self.shared().settle(Duration::ZERO);
+                    waiting.asleep.store(true, Ordering::SeqCst);
+                    if !waiting.woken.load(Ordering::SeqCst) {
+                        self.shared().sleep(deadline);
+                    }
+                    waiting.asleep.store(false, Ordering::SeqCst);
                 }
-                waiting.asleep.store(false, Ordering::SeqCst);
             } else {
                 waiting.parked.store(true, Ordering::SeqCst);
                 if !waiting.woken.load(Ordering::SeqCst) {

@@ -70,8 +70,10 @@ pub(crate) struct Shared {
     calls: Calls<Call>,
     wait: Wait,
     seat: Seat,
-    /// A loop of the caller's may sleep on the descriptor, whose timer it has set.
+    /// A loop of the caller's may sleep on the descriptor.
     polled: AtomicBool,
+    /// That loop has set the descriptor's timer.
+    timer_set: AtomicBool,
     kind: ProviderKind,
     options: ReactorOptions,
     stopping: AtomicBool,
@@ -116,6 +118,7 @@ impl Reactor {
             wait,
             seat: Seat::default(),
             polled: AtomicBool::new(false),
+            timer_set: AtomicBool::new(false),
             kind,
             options,
             stopping: AtomicBool::new(false),
@@ -242,6 +245,8 @@ impl Reactor {
         let deadline = self.shared.settle(self.shared.options.spin);
         let after = deadline.map(|at| at.saturating_duration_since(Instant::now()));
         self.shared.wait.set_timer(after);
+        // After it, so that who sits down next finds a timer that may be running.
+        self.shared.timer_set.store(true, Ordering::SeqCst);
         deadline
     }
 
@@ -626,14 +631,22 @@ impl Shared {
         &self.seat
     }
 
-    /// Stops the timer of the descriptor for a loop that has set it. Whether there may be one.
+    /// Stops the timer of the descriptor, if a loop has set it. Whether one had.
     pub(super) fn stop_timer(&self) -> bool {
-        let polled =
-            self.polled.load(Ordering::SeqCst) && self.polled.swap(false, Ordering::SeqCst);
-        if polled {
+        let set =
+            self.timer_set.load(Ordering::SeqCst) && self.timer_set.swap(false, Ordering::SeqCst);
+        if set {
             self.wait.set_timer(None);
         }
-        polled
+        set
+    }
+
+    /// Tells a loop of the caller's, if there is one, that the reactor is its own again: it knows nothing of the timers
+    /// that were set meanwhile, and its wake-ups may have been taken.
+    pub(super) fn return_to_loop(&self) {
+        if self.polled.load(Ordering::SeqCst) {
+            self.wake_anew();
+        }
     }
 
     pub(super) fn sleep(&self, deadline: Option<Instant>) {

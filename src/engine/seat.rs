@@ -76,6 +76,13 @@ impl Seat {
     }
 }
 
+impl Sitting<'_> {
+    /// Whether somebody has reserved the seat.
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.0.lock().reserved > 0
+    }
+}
+
 impl State {
     /// Tells those who wait, if one of them may have it.
     fn tell(&mut self) {
@@ -139,6 +146,14 @@ impl Drop for Standby<'_> {
 }
 
 #[cfg(test)]
+impl Seat {
+    /// How many want to know when it may be had.
+    pub(crate) fn waiting(&self) -> usize {
+        self.lock().waiting.len()
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -149,11 +164,11 @@ mod tests {
         assert!(seat.try_sit().is_none());
         let standby = seat.standby();
         assert!(standby.try_sit().is_none() && standby.try_sit().is_none());
-        assert_eq!(seat.lock().waiting.len(), 1);
+        assert_eq!(seat.waiting(), 1);
         drop(first);
         // Returns at once: it was told.
         thread::park();
-        assert!(seat.lock().waiting.is_empty());
+        assert_eq!(seat.waiting(), 0);
         let second = standby.try_sit().unwrap();
         drop(second);
         assert!(seat.try_sit().is_some());
@@ -163,7 +178,9 @@ mod tests {
     fn a_reservation_comes_first() {
         let seat = Seat::default();
         let first = seat.try_sit().unwrap();
+        assert!(!first.is_wanted());
         let reservation = seat.reserve();
+        assert!(first.is_wanted());
         let standby = seat.standby();
         drop(first);
         assert!(standby.try_sit().is_none() && seat.try_sit().is_none());
@@ -182,7 +199,7 @@ mod tests {
         let standby = seat.standby();
         assert!(standby.try_sit().is_none());
         drop(standby);
-        assert!(seat.lock().waiting.is_empty());
+        assert_eq!(seat.waiting(), 0);
     }
 
     #[test]

@@ -127,3 +127,89 @@ fn a_runtime_that_left_a_wake_up_to_a_wait_gets_another_one() {
     });
     assert!(hears());
 }
+
+/// The last of several who wait tells it.
+#[test]
+fn a_loop_of_the_callers_is_told_when_the_last_wait_has_ended() {
+    let world = World::roce();
+    let reactor = &world.client;
+    let (op, completer) = Op::<usize>::pending();
+    reactor.poll();
+    let waits = {
+        let reactor = reactor.clone();
+        thread::spawn(move || reactor.block_on(op))
+    };
+    reactor.block_on(async {
+        // The other one drives meanwhile.
+        while !reactor.hold(|core| core.sleeping.is_some()) {
+            thread::yield_now();
+        }
+    });
+    // What this wait has left for the loop is taken by who still drives.
+    while is_readable(reactor, Duration::ZERO) {
+        thread::yield_now();
+    }
+    if let Some(waker) = completer.complete(Ok(7)) {
+        waker.wake();
+    }
+    assert_eq!(waits.join().unwrap(), Ok(7));
+    assert!(is_readable(reactor, Duration::ZERO));
+}
+
+/// What the first wait has left for the loop is taken by the second one, which sleeps.
+#[test]
+fn a_loop_of_the_callers_is_told_after_each_of_several_waits() {
+    let world = World::roce();
+    let reactor = &world.client;
+    reactor.poll();
+    for _ in 0..3 {
+        let (op, completer) = Op::<usize>::pending();
+        let asleep = reactor.clone();
+        let other = thread::spawn(move || {
+            // It takes back a wake-up first, if there was one.
+            while is_readable(&asleep, Duration::ZERO)
+                || !asleep.hold(|core| core.sleeping.is_some())
+            {
+                thread::yield_now();
+            }
+            if let Some(waker) = completer.complete(Ok(7)) {
+                waker.wake();
+            }
+        });
+        assert_eq!(reactor.block_on(op), Ok(7));
+        other.join().unwrap();
+        assert!(is_readable(reactor, Duration::ZERO));
+    }
+}
+
+/// Each of them would make a system call to find that there is nothing to do.
+#[test]
+fn who_waits_to_drive_is_not_woken_by_work_of_who_does() {
+    let world = World::roce();
+    let reactor = &world.client;
+    let (op, completer) = Op::<usize>::pending();
+    let drives = {
+        let reactor = reactor.clone();
+        thread::spawn(move || reactor.block_on(op))
+    };
+    let is_asleep = || reactor.hold(|core| core.sleeping.is_some());
+    let until_asleep = || {
+        while is_readable(reactor, Duration::ZERO) || !is_asleep() {
+            thread::yield_now();
+        }
+    };
+    until_asleep();
+    let seat = reactor.shared().seat();
+    let standby = seat.standby();
+    assert!(standby.try_sit().is_none());
+    for _ in 0..3 {
+        reactor.shared().wake();
+        until_asleep();
+        assert_eq!(seat.waiting(), 1);
+    }
+    if let Some(waker) = completer.complete(Ok(7)) {
+        waker.wake();
+    }
+    assert_eq!(drives.join().unwrap(), Ok(7));
+    assert_eq!(seat.waiting(), 0);
+}
