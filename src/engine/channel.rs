@@ -23,7 +23,7 @@ use crate::transport::{
 
 /// Message slots that waiting messages leave free. Grants and keepalives need slots, and so does every message while it is
 /// sent: where no more memory is to be had, none would ever come back otherwise.
-const LEFT_TO_OTHERS: usize = 16;
+pub(crate) const LEFT_TO_OTHERS: usize = 16;
 
 /// A negotiated SMB Direct connection.
 ///

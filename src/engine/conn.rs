@@ -43,12 +43,32 @@ pub(crate) struct Context<'a> {
     pub(crate) retired: &'a mut Vec<Retired>,
 }
 
+/// Slots that are to be made.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Missing {
+    /// Bytes of each.
+    pub(crate) len: usize,
+    /// To be reserved.
+    pub(crate) count: usize,
+    /// More than so many are to be free then.
+    pub(crate) leave: usize,
+}
+
+/// Slots that somebody takes without leaving too few of them to others.
+#[derive(Debug, Clone, Copy, Default)]
+struct Leave {
+    /// While more of them can be made.
+    normally: usize,
+    /// While no more can be made.
+    at_least: usize,
+}
+
 /// More message slots than were reserved.
 enum Growth {
     /// There is no need.
     None,
-    /// Length and count are to be asked for.
-    Wanted(usize, usize),
+    /// These are to be asked for.
+    Wanted(Missing),
     /// They are being made.
     Running,
     /// The system refused, until the next attempt.
@@ -214,12 +234,12 @@ impl Conn {
         self.closed
     }
 
-    /// Length and count of the slots that are missing, if that is to be asked for now.
-    pub(crate) fn missing_slots(&mut self) -> Option<(usize, usize)> {
+    /// The slots that are missing, if they are to be asked for now.
+    pub(crate) fn missing_slots(&mut self) -> Option<Missing> {
         match self.growth {
-            Growth::Wanted(len, count) if !self.closed => {
+            Growth::Wanted(missing) if !self.closed => {
                 self.growth = Growth::Running;
-                Some((len, count))
+                Some(missing)
             }
             _ => None,
         }
@@ -498,7 +518,7 @@ impl Conn {
                 true => self.fragment_size(),
                 false => CONTROL,
             };
-            let Some(slot) = self.take_slot(size, 1, 0, cx.now) else {
+            let Some(slot) = self.take_slot(size, 1, Leave::default(), cx.now) else {
                 break;
             };
             let Some(transmit) = self.proto.poll_transmit(cx.now, free as usize) else {
@@ -605,41 +625,42 @@ impl Conn {
         }
     }
 
-    /// A slot of `len` bytes, unless no more than `leave` are free. Then more of them are made: at once where that does not
-    /// block, and else off the lock, and the caller goes on without.
+    /// A slot of `len` bytes. If too few would be left, more of them are made: at once where that does not block, and else
+    /// off the lock, and meanwhile, or where there is no memory, fewer are left.
     fn take_slot(
         &mut self,
         len: usize,
         wanted: usize,
-        leave: usize,
+        leave: Leave,
         now: Instant,
     ) -> Option<IoBuf> {
         let pools = self.pools()?.clone();
-        if let Some(slot) = pools.take(len, leave) {
+        if let Some(slot) = pools.take(len, leave.normally) {
             return Some(slot);
         }
-        if !matches!(self.growth, Growth::None) {
-            return None;
-        }
-        self.stats.stalls_registration += 1;
-        self.stats.registrations += 1;
-        // Nobody tells this connection when others give back what they were lent, so that it must not wait for that.
-        let count = wanted.max(8);
-        if pools.domain().may_block() {
-            self.growth = Growth::Wanted(len, count);
-            return None;
-        }
-        match pools.grow(len, count) {
-            Ok(slots) => {
-                self.keep(slots);
-                // There is one, and more can be had for others.
-                pools.take(len, 0)
+        if matches!(self.growth, Growth::None) {
+            self.stats.stalls_registration += 1;
+            self.stats.registrations += 1;
+            // Nobody tells this connection when others give back what they were lent, so that it must not wait for that.
+            let missing = Missing {
+                len,
+                count: wanted.max(8),
+                leave: leave.normally,
+            };
+            if pools.domain().may_block() {
+                self.growth = Growth::Wanted(missing);
+            } else {
+                match pools.grow(len, missing.count, leave.normally) {
+                    Ok(slots) => {
+                        self.keep(slots);
+                        // More can be had for others.
+                        return pools.take(len, 0);
+                    }
+                    Err(error) => self.refused(&error, now),
+                }
             }
-            Err(error) => {
-                self.refused(&error, now);
-                None
-            }
         }
+        pools.take(len, leave.at_least)
     }
 
     fn end(&mut self, how: Close, cx: &mut Context<'_>) {

@@ -102,11 +102,16 @@ impl Pools {
         Ok(reserved)
     }
 
-    /// As [`Pools::reserve`], and makes sure that one slot is free: what others were lent, or have queued, may exceed
-    /// what they had reserved. May register memory.
-    pub(crate) fn grow(self: &Arc<Self>, len: usize, count: usize) -> Result<Reserved, RdmaError> {
+    /// As [`Pools::reserve`], and makes sure that more than `leave` slots are free: what others were lent, or have queued,
+    /// may exceed what they had reserved. May register memory.
+    pub(crate) fn grow(
+        self: &Arc<Self>,
+        len: usize,
+        count: usize,
+        leave: usize,
+    ) -> Result<Reserved, RdmaError> {
         let reserved = self.reserve(&[(len, count)])?;
-        drop(self.messages.take_or_make(&self.domain, len)?);
+        self.messages.make_room(&self.domain, len, leave)?;
         Ok(reserved)
     }
 
@@ -180,9 +185,7 @@ impl Classes {
             return Ok(buf);
         }
         let slot_size = class_size(len);
-        self.give_up(slot_size);
-        let have = class(&mut self.lock(), slot_size).slabs.count();
-        let slab = self.slab(domain, slot_size, 1, have)?;
+        let slab = self.one_more(domain, slot_size, 1)?;
         let mut classes = self.lock();
         let class = class(&mut classes, slot_size);
         class.slabs.add(slab);
@@ -193,6 +196,36 @@ impl Classes {
         })?;
         buf.set_len(len);
         Ok(buf)
+    }
+
+    /// Makes sure that more than `leave` slots are free, and one of them can be taken.
+    fn make_room(
+        &self,
+        domain: &Arc<dyn Domain>,
+        len: usize,
+        leave: usize,
+    ) -> Result<(), RdmaError> {
+        let _growing = ignore_poison(self.growth.lock());
+        // Another one may have made some meanwhile.
+        if self.take(len, leave).is_some() {
+            return Ok(());
+        }
+        let slot_size = class_size(len);
+        let slab = self.one_more(domain, slot_size, leave + 1)?;
+        class(&mut self.lock(), slot_size).slabs.add(slab);
+        Ok(())
+    }
+
+    /// A further slab. The lock on growth is held.
+    fn one_more(
+        &self,
+        domain: &Arc<dyn Domain>,
+        slot_size: usize,
+        missing: usize,
+    ) -> Result<NewSlab, RdmaError> {
+        self.give_up(slot_size);
+        let have = class(&mut self.lock(), slot_size).slabs.count();
+        self.slab(domain, slot_size, missing, have)
     }
 
     /// A slab of at least `missing` slots, where there are `have`: growing by as much as there is keeps the number of
@@ -386,7 +419,13 @@ mod tests {
         // The reservation alone is covered by what exists, none of which is free.
         let _eight = pools.reserve(&[(1364, 8)]).unwrap();
         assert!(pools.take(1364, 0).is_none());
-        assert!(pools.grow(1364, 8).is_ok());
+        assert!(pools.grow(1364, 8, 0).is_ok());
+        let more = pools.free(1364);
+        assert!(more > 0);
+        assert!(pools.grow(1364, 8, more - 1).is_ok());
+        assert_eq!(pools.free(1364), more);
+        assert!(pools.grow(1364, 8, more).is_ok());
+        assert!(pools.free(1364) > more);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use tracing::info;
 use super::Channel;
 use super::attempt::Attempt;
 use super::channel::Features;
-use super::conn::{Conn, Context};
+use super::conn::{Conn, Context, Missing};
 use super::group::Place;
 use super::helper::Helper;
 use super::listener::{Admitted, ListenShared};
@@ -253,10 +253,10 @@ impl Entry {
             }
             self.conn.pump(cx);
         }
-        if let Some((len, count)) = self.conn.missing_slots()
+        if let Some(Missing { len, count, leave }) = self.conn.missing_slots()
             && let Some(pools) = self.conn.pools().cloned()
         {
-            let work = move || Done::Growth(pools.grow(len, count));
+            let work = move || Done::Growth(pools.grow(len, count, leave));
             if let Err(error) = self.off(true, cx, work) {
                 self.conn.grown(Err(error), cx.now);
             }

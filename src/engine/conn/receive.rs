@@ -2,18 +2,27 @@
 
 use bytes::Bytes;
 
-use super::{CONTROL, Conn, Context, closing};
+use super::{CONTROL, Conn, Context, Leave, closing};
 use crate::engine::assembly::OverBudget;
+use crate::engine::channel::LEFT_TO_OTHERS;
 use crate::engine::pool::Pools;
 use crate::proto::Delivery;
 use crate::rdma::IoBuf;
 use crate::transport::{DisconnectReason, Message, SteeringTag};
 
-/// Slots that receives leave to what is sent, where both have the same: a grant that cannot leave would make all of them
-/// useless.
-const LEFT_TO_SENDS: usize = 4;
 /// Receives that a pool keeps free before received messages are copied out of their slots.
 const ZERO_COPY_RESERVE: usize = 16;
+/// Slots that receives leave in a pool of their own.
+const LEFT: Leave = Leave {
+    normally: ZERO_COPY_RESERVE,
+    at_least: 0,
+};
+/// Slots that they leave in one that what is sent is in, too: so many that nothing is copied for want of free slots. Where
+/// no more are to be had, a few: a grant that cannot leave would make all receives useless.
+const LEFT_SHARED: Leave = Leave {
+    normally: ZERO_COPY_RESERVE + LEFT_TO_OTHERS,
+    at_least: 4,
+};
 
 impl Conn {
     /// A message arrived from the network.
@@ -93,8 +102,11 @@ impl Conn {
             return;
         }
         let size = self.proto.receive_size() as usize;
-        let shared = self.negotiated && Pools::are_alike(size, self.fragment_size());
-        let leave = if shared { LEFT_TO_SENDS } else { 0 };
+        let leave = match self.negotiated {
+            false => Leave::default(),
+            true if Pools::are_alike(size, self.fragment_size()) => LEFT_SHARED,
+            true => LEFT,
+        };
         while self.receives.len() < wanted {
             match self.take_slot(size, wanted - self.receives.len(), leave, cx.now) {
                 Some(buffer) => self.receives.push_back(buffer),

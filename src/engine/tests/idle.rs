@@ -50,3 +50,22 @@ fn whoever_sends_much_gets_what_it_takes() {
         }
     }
 }
+
+/// Receives that have grown leave enough slots for what is sent from then on, so that nothing of it goes over the heap.
+#[test]
+fn what_is_sent_after_much_was_received_finds_its_slot() {
+    for wanted in [112, 124, 240, 250] {
+        let (world, mut options) = world(CreditProfile::Adaptive);
+        options.protocol.send_credit_target = wanted;
+        let (client, server) = world.connect(options);
+        for _ in 0..1200 {
+            client.start_send((&[7; 1000]).into()).unwrap();
+            world.recv(&server).unwrap().unwrap();
+        }
+        for _ in 0..3 {
+            server.start_send((&[7; 100]).into()).unwrap();
+            world.recv(&client).unwrap().unwrap();
+        }
+        assert_eq!(server.stats().copied_bytes, 0, "{wanted} credits");
+    }
+}
