@@ -2,6 +2,7 @@
 //! handle's queues.
 
 mod receive;
+mod slots;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -22,6 +23,8 @@ use crate::rdma::{
     RdmaOperation, SendRequest, Window, after,
 };
 use crate::transport::{DisconnectReason, Error, Stats};
+pub(crate) use slots::Missing;
+use slots::{Growth, Leave};
 
 /// Bytes in front of a fragment's payload in a send slot.
 pub(crate) const HEADER: usize = 24;
@@ -32,53 +35,12 @@ const FIRST_SLOTS: usize = 64;
 const SMALL_SLOTS: usize = 8;
 /// How long the answer to a refused negotiation may take to leave.
 const FLUSH: Duration = Duration::from_secs(5);
-/// How long to wait before memory that the system refused is asked for again.
-const RETRY: Duration = Duration::from_millis(20);
-
 /// What a connection needs from the core while it works.
 pub(crate) struct Context<'a> {
     pub(crate) provider: &'a mut dyn Provider,
     pub(crate) now: Instant,
     pub(crate) wakers: &'a mut Vec<Waker>,
     pub(crate) retired: &'a mut Vec<Retired>,
-}
-
-/// Slots that are to be made.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Missing {
-    /// Bytes of each.
-    pub(crate) len: usize,
-    /// To be reserved.
-    pub(crate) count: usize,
-    /// More than so many are to be free then.
-    pub(crate) leave: usize,
-}
-
-/// Slots that somebody takes without leaving too few of them to others.
-#[derive(Debug, Clone, Copy, Default)]
-struct Leave {
-    /// While more of them can be made.
-    normally: usize,
-    /// While no more can be made.
-    at_least: usize,
-}
-
-/// More message slots than were reserved.
-enum Growth {
-    /// There is no need.
-    None,
-    /// These are to be asked for.
-    Wanted(Missing),
-    /// They are being made.
-    Running,
-    /// The system refused, until the next attempt.
-    Refused,
-}
-
-impl Growth {
-    fn is_coming(&self) -> bool {
-        matches!(self, Self::Wanted(..) | Self::Running)
-    }
 }
 
 /// A connection.
@@ -115,8 +77,6 @@ pub(crate) struct Conn {
     posted_receives: u32,
     /// A graceful close is under way, until then.
     closing: Option<Instant>,
-    /// The system refused memory for slots: the next attempt.
-    retry: Option<Instant>,
     /// The provider was told to close.
     closed: bool,
     reason: Option<DisconnectReason>,
@@ -147,7 +107,7 @@ impl Conn {
             ready: false,
             negotiated: false,
             scheduled: None,
-            growth: Growth::None,
+            growth: Growth::default(),
             outgoing: OutgoingQueue::default(),
             max_pieces: 1,
             urgent: VecDeque::new(),
@@ -161,7 +121,6 @@ impl Conn {
             unsignalled: 0,
             posted_receives: 0,
             closing: None,
-            retry: None,
             closed: false,
             reason: None,
             application_ready: true,
@@ -232,40 +191,6 @@ impl Conn {
     /// Whether it is over, but for what still comes back.
     pub(crate) fn is_closed(&self) -> bool {
         self.closed
-    }
-
-    /// The slots that are missing, if they are to be asked for now.
-    pub(crate) fn missing_slots(&mut self) -> Option<Missing> {
-        match self.growth {
-            Growth::Wanted(missing) if !self.closed => {
-                self.growth = Growth::Running;
-                Some(missing)
-            }
-            _ => None,
-        }
-    }
-
-    /// The answer to that.
-    pub(crate) fn grown(&mut self, slots: Result<Reserved, RdmaError>, now: Instant) {
-        match slots {
-            Ok(slots) => {
-                self.growth = Growth::None;
-                self.keep(slots);
-            }
-            Err(error) => self.refused(&error, now),
-        }
-    }
-
-    fn keep(&mut self, more: Reserved) {
-        if let Some(slots) = &mut self.slots {
-            slots.add(more);
-        }
-    }
-
-    fn refused(&mut self, error: &RdmaError, now: Instant) {
-        tracing::debug!(%error, "no memory for message slots, for now");
-        self.growth = Growth::Refused;
-        self.retry.get_or_insert(now + RETRY);
     }
 
     /// The largest message on the wire that we send.
@@ -375,10 +300,14 @@ impl Conn {
         if self.closed {
             return None;
         }
-        [self.proto.poll_timeout(), self.closing, self.retry]
-            .into_iter()
-            .flatten()
-            .min()
+        [
+            self.proto.poll_timeout(),
+            self.closing,
+            self.growth.deadline(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     /// A deadline may have passed.
@@ -387,10 +316,7 @@ impl Conn {
             return;
         }
         // The pump that follows is the attempt.
-        self.retry = None;
-        if matches!(self.growth, Growth::Refused) {
-            self.growth = Growth::None;
-        }
+        self.growth.try_again();
         if self.closing.is_some_and(|deadline| deadline <= cx.now) {
             self.reason.get_or_insert(DisconnectReason::Local);
             self.end(Close::Abort, cx);
@@ -623,44 +549,6 @@ impl Conn {
             Err(PostError::Failed(error)) => self.fail(error.into(), cx),
             Err(PostError::Invalid) => self.fail(RdmaError::WrongDomain.into(), cx),
         }
-    }
-
-    /// A slot of `len` bytes. If too few would be left, more of them are made: at once where that does not block, and else
-    /// off the lock, and meanwhile, or where there is no memory, fewer are left.
-    fn take_slot(
-        &mut self,
-        len: usize,
-        wanted: usize,
-        leave: Leave,
-        now: Instant,
-    ) -> Option<IoBuf> {
-        let pools = self.pools()?.clone();
-        if let Some(slot) = pools.take(len, leave.normally) {
-            return Some(slot);
-        }
-        if matches!(self.growth, Growth::None) {
-            self.stats.stalls_registration += 1;
-            self.stats.registrations += 1;
-            // Nobody tells this connection when others give back what they were lent, so that it must not wait for that.
-            let missing = Missing {
-                len,
-                count: wanted.max(8),
-                leave: leave.normally,
-            };
-            if pools.domain().may_block() {
-                self.growth = Growth::Wanted(missing);
-            } else {
-                match pools.grow(len, missing.count, leave.normally) {
-                    Ok(slots) => {
-                        self.keep(slots);
-                        // More can be had for others.
-                        return pools.take(len, 0);
-                    }
-                    Err(error) => self.refused(&error, now),
-                }
-            }
-        }
-        pools.take(len, leave.at_least)
     }
 
     fn end(&mut self, how: Close, cx: &mut Context<'_>) {

@@ -157,3 +157,34 @@ fn connections_go_on_when_memory_is_used_up() {
         assert_eq!(message, n.to_le_bytes());
     }
 }
+
+/// Each attempt maps memory, on most devices in a thread of its own.
+#[test]
+fn memory_that_is_refused_is_asked_for_ever_more_rarely() {
+    let options = ChannelOptions::default();
+    let used = {
+        let world = World::new(1, DeviceOptions::siw(), options.clone());
+        let _pair = world.connect(options.clone());
+        world.client.registered_memory()
+    };
+    let reactors = ReactorOptions {
+        max_registered_memory: used,
+        ..ReactorOptions::default()
+    };
+    let world = World::with_reactors(1, DeviceOptions::siw(), options.clone(), &reactors);
+    let (client, server) = world.connect(options);
+    for n in 0..1200u32 {
+        client.start_send((&n.to_le_bytes()).into()).unwrap();
+        if n % 40 == 39 {
+            for _ in 0..40 {
+                world.recv(&server).unwrap().unwrap();
+            }
+        }
+    }
+    world.until(Duration::from_secs(10), || None::<()>);
+    let asked = || server.stats().registrations;
+    let before = asked();
+    world.until(Duration::from_secs(10), || None::<()>);
+    let attempts = asked() - before;
+    assert!((1..=40).contains(&attempts), "{attempts} attempts in 10 s");
+}
