@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
-use std::time::Duration;
 
 use super::reactor::{Reactor, Shared};
 
@@ -120,8 +119,10 @@ impl Reactor {
             if let Some(sitting) = standby.try_sit() {
                 loan.take();
                 // It stays until it has something else to do: leaving wakes all who wait to drive.
-                while !waiting.woken.load(Ordering::SeqCst) && !sitting.is_wanted() {
-                    let deadline = self.shared().settle(Duration::ZERO);
+                let has_other_work = || waiting.woken.load(Ordering::SeqCst) || sitting.is_wanted();
+                while !has_other_work() {
+                    let spin = self.shared().spin();
+                    let deadline = self.shared().settle_unless(spin, has_other_work);
                     waiting.asleep.store(true, Ordering::SeqCst);
                     if !waiting.woken.load(Ordering::SeqCst) {
                         self.shared().sleep(deadline);

@@ -567,6 +567,15 @@ impl Shared {
     /// there will be something to do at the latest: at once where the work does not end, so that whoever drives has
     /// time for other things.
     pub(super) fn settle(&self, spin: Duration) -> Option<Instant> {
+        self.settle_unless(spin, || false)
+    }
+
+    /// As [`Shared::settle`], without spinning any more when the driver has something else to do.
+    pub(super) fn settle_unless(
+        &self,
+        spin: Duration,
+        has_other_work: impl Fn() -> bool,
+    ) -> Option<Instant> {
         let mut spin_until = None;
         let mut passes = 0;
         loop {
@@ -582,7 +591,7 @@ impl Shared {
                 self.unlock(core, now);
                 return Some(now);
             }
-            if !more && !spin.is_zero() {
+            if !more && !spin.is_zero() && !has_other_work() {
                 let until = *spin_until.get_or_insert(after(now, spin));
                 if worked {
                     spin_until = None;

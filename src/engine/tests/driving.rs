@@ -213,3 +213,48 @@ fn who_waits_to_drive_is_not_woken_by_work_of_who_does() {
     assert_eq!(drives.join().unwrap(), Ok(7));
     assert_eq!(seat.waiting(), 0);
 }
+
+/// As [`ReactorOptions::spin`] says of whoever drives.
+#[test]
+fn who_waits_and_may_spin_does_not_sleep() {
+    let options = ReactorOptions {
+        spin: LONG,
+        ..ReactorOptions::default()
+    };
+    let world = World::with_reactors(1, DeviceOptions::rxe(), ChannelOptions::default(), &options);
+    let reactor = &world.client;
+    let (op, completer) = Op::<usize>::pending();
+    let drives = {
+        let reactor = reactor.clone();
+        thread::spawn(move || reactor.block_on(op))
+    };
+    while reactor.shared().seat().try_sit().is_some() {
+        thread::yield_now();
+    }
+    // Virtual time stands still.
+    for _ in 0..100 {
+        thread::sleep(Duration::from_micros(500));
+        assert!(!reactor.hold(|core| core.sleeping.is_some()));
+    }
+    if let Some(waker) = completer.complete(Ok(7)) {
+        waker.wake();
+    }
+    assert_eq!(drives.join().unwrap(), Ok(7));
+    // Nor does it keep those waiting who are to drive instead.
+    let (op, completer) = Op::<usize>::pending();
+    let waits = {
+        let reactor = reactor.clone();
+        thread::spawn(move || reactor.block_on(op))
+    };
+    while reactor.shared().seat().try_sit().is_some() {
+        thread::yield_now();
+    }
+    let reservation = reactor.shared().seat().reserve();
+    reactor.shared().wake();
+    drop(reservation.sit());
+    drop(reservation);
+    if let Some(waker) = completer.complete(Ok(8)) {
+        waker.wake();
+    }
+    assert_eq!(waits.join().unwrap(), Ok(8));
+}
