@@ -75,6 +75,8 @@ pub(crate) struct Conn {
     in_flight: u32,
     unsignalled: u32,
     posted_receives: u32,
+    /// The most that were posted, or about to be, at a time.
+    most_receives: usize,
     /// A graceful close is under way, until then.
     closing: Option<Instant>,
     /// The provider was told to close.
@@ -120,6 +122,7 @@ impl Conn {
             in_flight: 0,
             unsignalled: 0,
             posted_receives: 0,
+            most_receives: 0,
             closing: None,
             closed: false,
             reason: None,

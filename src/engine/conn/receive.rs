@@ -12,17 +12,9 @@ use crate::transport::{DisconnectReason, Message, SteeringTag};
 
 /// Receives that a pool keeps free before received messages are copied out of their slots.
 const ZERO_COPY_RESERVE: usize = 16;
-/// Slots that receives leave in a pool of their own.
-const LEFT: Leave = Leave {
-    normally: ZERO_COPY_RESERVE,
-    at_least: 0,
-};
-/// Slots that they leave in one that what is sent is in, too: so many that nothing is copied for want of free slots. Where
-/// no more are to be had, a few: a grant that cannot leave would make all receives useless.
-const LEFT_SHARED: Leave = Leave {
-    normally: ZERO_COPY_RESERVE + LEFT_TO_OTHERS,
-    at_least: 4,
-};
+/// Slots that receives leave in any case to what is sent, where both have the same: a grant that cannot leave would make
+/// all of them useless.
+const LEFT_TO_SENDS: usize = 4;
 
 impl Conn {
     /// A message arrived from the network.
@@ -102,16 +94,29 @@ impl Conn {
             return;
         }
         let size = self.proto.receive_size() as usize;
-        let leave = match self.negotiated {
-            false => Leave::default(),
-            true if Pools::are_alike(size, self.fragment_size()) => LEFT_SHARED,
-            true => LEFT,
+        let shared = self.negotiated && Pools::are_alike(size, self.fragment_size());
+        let (at_least, to_others) = match shared {
+            true => (LEFT_TO_SENDS, LEFT_TO_OTHERS),
+            false => (0, 0),
         };
         while self.receives.len() < wanted {
+            // More of them than ever leave so many slots that nothing is copied for want of free ones. Those that replace
+            // what was lent leave less: else more and more would be made for an application that keeps its messages,
+            // which are copied instead when few slots are left.
+            let count = self.posted_receives as usize + self.receives.len();
+            let more = self.negotiated && count >= self.most_receives;
+            let leave = Leave {
+                normally: match more {
+                    true => ZERO_COPY_RESERVE + to_others,
+                    false => at_least,
+                },
+                at_least,
+            };
             match self.take_slot(size, wanted - self.receives.len(), leave, cx.now) {
                 Some(buffer) => self.receives.push_back(buffer),
                 None => break,
             }
+            self.most_receives = self.most_receives.max(count + 1);
         }
         self.receives.truncate(wanted);
         let had = self.receives.len();

@@ -69,3 +69,27 @@ fn what_is_sent_after_much_was_received_finds_its_slot() {
         assert_eq!(server.stats().copied_bytes, 0, "{wanted} credits");
     }
 }
+
+/// What the application keeps is copied when few slots are left, and does not have more of them made.
+#[test]
+fn messages_that_are_kept_take_no_more_registered_memory() {
+    let (world, options) = world(CreditProfile::Adaptive);
+    let (client, server) = world.connect(options);
+    let mut kept = Vec::new();
+    let mut keep = |count| {
+        for _ in 0..count {
+            client.start_send((&[7; 1000]).into()).unwrap();
+            let message = world.until(Duration::from_secs(1), || {
+                match server.poll_recv(&mut cx()) {
+                    Poll::Ready(message) => message.unwrap(),
+                    Poll::Pending => None,
+                }
+            });
+            kept.push(message.unwrap());
+        }
+        world.server.registered_memory()
+    };
+    let first = keep(1000);
+    let last = keep(5000);
+    assert!(last == first && first < 1 << 20, "{first} {last} bytes");
+}
