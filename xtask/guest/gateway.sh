@@ -1,6 +1,9 @@
 # For test scripts: the gateway on $LISTEN ($REMOTE unless set) in front of a server on TCP, $BACKEND
 # (127.0.0.1).
 
+# An earlier script's are not counted.
+rm -f /tmp/gateway.*.log
+
 start_gateway() { # words
     local number i
     number=$(ls /tmp/gateway.*.log 2>/dev/null | wc -l)
@@ -43,7 +46,7 @@ by_gateway() { # start or stop
     done | tr ',}' '\n' | awk -F: '
         /rdma_/ { placed += $2 }
         /messages_/ { messages += $2 }
-        END { printf "%d %d\n", placed, messages }' >/tmp/gateway.totals
+        END { printf "%.0f %.0f\n", placed, messages }' >/tmp/gateway.totals
     read -r placed messages </tmp/gateway.totals
     if [ "$1" = start ]; then
         PLACED_BEFORE=$placed MESSAGES_BEFORE=$messages

@@ -48,8 +48,15 @@ while [ $# -ge 2 ]; do
     setsid --wait unshare --mount timeout --kill-after=10 "$1" bash "$2" >&3 2>&1
     status=$? seconds=$((SECONDS - started))
     # What it left behind must not disturb the next one: servers may have sessions of their own.
+    left=()
     for process in $(processes); do
-        [[ $before == *" $process "* ]] || kill -KILL "$process" 2>/dev/null
+        [[ $before == *" $process "* ]] || left+=("$process")
+    done
+    kill -KILL "${left[@]}" 2>/dev/null
+    # What they had open, such as a port, is free once they are gone.
+    for _ in {1..50}; do
+        kill -0 "${left[@]}" 2>/dev/null || break
+        sleep 0.1
     done
     exec 3>&-
     # A process that cannot be killed may hold the pipe: not waited for without end.
