@@ -112,8 +112,13 @@ fn stage(group: &'static str, device: Option<Device>, scripts: Vec<Script>, form
         format!("{group} {}", device.name())
     });
     let time: Duration = scripts.iter().map(|script| script.limit(form)).sum();
-    let attempts = if form == Form::Short { 2 } else { 1 };
-    let limit = OVERHEAD + attempts * time;
+    // What is done once more is a few of them.
+    let again = if form == Form::Short {
+        time / 2
+    } else {
+        Duration::ZERO
+    };
+    let limit = OVERHEAD + time + again;
     let needs = [
         Need::Verbs,
         Need::Packages(Group::Guest),
