@@ -62,7 +62,10 @@ pub(crate) fn accept(
         let entry = match connections.enter(&client) {
             Ok(entry) => entry,
             Err(why) => {
-                settings.log.refused(client.info(), why);
+                // There was a place when it came to the door.
+                settings
+                    .log
+                    .refused(client.info().peer.ip().to_canonical(), why);
                 client.close(END);
                 continue;
             }

@@ -29,7 +29,7 @@ the tools for, prints the line for apt, and ends with `passed; not run: ...`. Wi
 in the environment, a stage that cannot run is a failure. Each stage has a time limit; its output is
 kept below target/xtask/.
 
-Took 36 minutes on two busy cores with the guest's kernel in the cache; the kernel takes 21 more.";
+Took 25 minutes on a new machine with two cores, the guest's kernel included.";
 
 pub(crate) fn run(mut arguments: Arguments) -> Result<Outcome> {
     let mut strict = env::var_os("CI").is_some_and(|value| !value.is_empty() && value != "false");
