@@ -1,8 +1,8 @@
 #!/bin/bash
 # run-tests.sh [SECONDS SCRIPT]...: runs test scripts one after the other in the guest, each in a
-# session of its own. Leaves a line per script in /out/results: name, exit status, seconds; and in
-# /out/failures the last lines of those that failed, and what the kernel said of it meanwhile. Status 1 if one of them
-# failed.
+# session of its own, up to the first that fails: the guest may be spoilt then. Leaves a line per
+# script in /out/results: name, exit status, seconds; and in /out/failures the last lines of the one
+# that failed, and what the kernel said of it meanwhile. Status 1 if one failed.
 failed=0
 : >/out/results
 : >/out/failures
@@ -79,6 +79,7 @@ while [ $# -ge 2 ]; do
         } >>/out/failures
     fi
     echo "$name $status $seconds" >>/out/results
+    [ $failed = 0 ] || break
     shift 2
 done
 exit $failed

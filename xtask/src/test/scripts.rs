@@ -113,12 +113,7 @@ fn stage(group: &'static str, device: Option<Device>, scripts: Vec<Script>, form
     });
     let time: Duration = scripts.iter().map(|script| script.limit(form)).sum();
     // What is done once more is a few of them.
-    let again = if form == Form::Short {
-        time / 2
-    } else {
-        Duration::ZERO
-    };
-    let limit = OVERHEAD + time + again;
+    let limit = OVERHEAD + time + time / 2;
     let needs = [
         Need::Verbs,
         Need::Packages(Group::Guest),
@@ -132,9 +127,8 @@ fn stage(group: &'static str, device: Option<Device>, scripts: Vec<Script>, form
     .visible()
 }
 
-/// What failed in the short form is done once more, in another guest, and told of if it passes then:
-/// soft-RoCE, soft-iWARP and the kernel's own SMB have races that no test of ours can keep out, and
-/// one script's hanging mount spoils the next one's.
+/// What fails is done once more, in another guest, and told of if it passes then: soft-RoCE,
+/// soft-iWARP and the kernel's own SMB have races that no test of ours can keep out.
 fn run(
     machine: &Machine,
     job: &Job,
@@ -146,11 +140,11 @@ fn run(
     machine.binaries(|| provide_binaries(machine, job))?;
     let all: Vec<&Script> = scripts.iter().collect();
     let first = attempt(job, device, &all, form)?;
-    if first.failed.is_empty() || form == Form::Long {
+    if first.failed.is_empty() {
         return Ok(Verdict::Counted {
-            passed: scripts.len() - first.failed.len(),
-            failed: first.failed.len(),
-            ends: first.ends,
+            passed: scripts.len(),
+            failed: 0,
+            ends: String::new(),
         });
     }
     println!(
@@ -176,14 +170,40 @@ fn names(scripts: &[&Script]) -> String {
     names.join(", ")
 }
 
-/// Scripts in one guest, and what came of them.
+/// What came of scripts.
+#[derive(Default)]
 struct Attempt<'a> {
     failed: Vec<&'a Script>,
-    /// The last lines of those, and what the kernel complained of.
+    /// Those that did not come to their turn.
+    left: Vec<&'a Script>,
+    /// The last lines of those that failed, and what the kernel complained of.
     ends: String,
 }
 
+/// All scripts, in one guest or, after one that failed and may have spoilt its guest, in further ones.
 fn attempt<'a>(
+    job: &Job,
+    device: Option<Device>,
+    scripts: &[&'a Script],
+    form: Form,
+) -> Result<Attempt<'a>> {
+    let mut all = Attempt {
+        left: scripts.to_vec(),
+        ..Attempt::default()
+    };
+    while !all.left.is_empty() {
+        let one = in_one_guest(job, device, &all.left, form)?;
+        all.failed.extend(one.failed);
+        all.ends += &one.ends;
+        all.left = one.left;
+        if !all.left.is_empty() {
+            println!("\n--- the others, in another guest: {}", names(&all.left));
+        }
+    }
+    Ok(all)
+}
+
+fn in_one_guest<'a>(
     job: &Job,
     device: Option<Device>,
     scripts: &[&'a Script],
@@ -224,16 +244,14 @@ fn keep_rows(report: &Report) -> Result<()> {
     fs::write(&path, all).context(path.display())
 }
 
-/// A script without a result did not come to its turn. What the kernel complained of may be any
-/// script's doing: if all have passed, none has.
+/// The first script that fails is its guest's last. What the kernel complained of may be any script's
+/// doing: if all have passed, none has.
 fn judge<'a>(report: &Report, scripts: &[&'a Script]) -> Attempt<'a> {
     if report.failed_boots > 0 {
         println!("boots that had to be repeated: {}", report.failed_boots);
     }
     let results = fs::read_to_string(report.directory.join("results")).unwrap_or_default();
     let passed = passed(&results);
-    let mut failed = scripts.to_vec();
-    failed.retain(|script| !passed.contains(&script.name().as_ref()));
     let mut ends = fs::read_to_string(report.directory.join("failures")).unwrap_or_default();
     if !report.complaints.is_empty() {
         ends += &format!(
@@ -244,14 +262,20 @@ fn judge<'a>(report: &Report, scripts: &[&'a Script]) -> Attempt<'a> {
     if !matches!(report.ended, Ended::Exited(_)) {
         ends += &format!("the guest did not come to its end: {:?}\n", report.ended);
     }
-    if failed.is_empty() && !ends.is_empty() {
-        failed = scripts.to_vec();
-    }
+    let mut left = scripts.to_vec();
+    left.retain(|script| !passed.contains(&script.name().as_ref()));
+    let failed = if !left.is_empty() {
+        vec![left.remove(0)]
+    } else if !ends.is_empty() {
+        scripts.to_vec()
+    } else {
+        Vec::new()
+    };
     if !failed.is_empty() {
         print!("{ends}");
         report.show_logs();
     }
-    Attempt { failed, ends }
+    Attempt { failed, left, ends }
 }
 
 /// The names of those that passed.
