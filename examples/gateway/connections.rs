@@ -147,29 +147,22 @@ impl Connections {
         }
     }
 
-    /// Whether there is a place for one more connection of this client; counts if not. Does not keep it.
-    pub(crate) fn place_for(&self, client: IpAddr) -> Result<(), NoPlace> {
-        self.check(&mut self.lock(), client)
-    }
-
-    fn check(&self, state: &mut State, client: IpAddr) -> Result<(), NoPlace> {
-        let here = state.per_client.get(&client).copied().unwrap_or(0);
-        let no_place = if state.open.len() >= self.max {
-            NoPlace::Connections(self.max)
-        } else if here >= self.max_per_client {
-            NoPlace::PerClient(self.max_per_client)
-        } else {
-            return Ok(());
-        };
-        state.past.refused += 1;
-        Err(no_place)
-    }
-
     /// Takes a connection in, which [`leave`](Self::leave) must end.
     pub(crate) fn enter(&self, client: &Arc<Channel>) -> Result<Arc<Entry>, NoPlace> {
         let mut state = self.lock();
         let address = client.info().peer.ip().to_canonical();
-        self.check(&mut state, address)?;
+        let here = state.per_client.get(&address).copied().unwrap_or(0);
+        let no_place = if state.open.len() >= self.max {
+            Some(NoPlace::Connections(self.max))
+        } else if here >= self.max_per_client {
+            Some(NoPlace::PerClient(self.max_per_client))
+        } else {
+            None
+        };
+        if let Some(no_place) = no_place {
+            state.past.refused += 1;
+            return Err(no_place);
+        }
         let id = state.next;
         state.next += 1;
         *state.per_client.entry(address).or_default() += 1;

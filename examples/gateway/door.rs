@@ -1,5 +1,4 @@
-//! Who may come in: decided by the address, before a connection is one. Who is connected first and
-//! then sent away may hang ([`parting`](crate::parting)).
+//! Who may come in: decided by the address, before a connection is one.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -10,25 +9,16 @@ use std::thread;
 use smbdirect::rdma::AcceptFilter;
 
 use crate::allow::Network;
-use crate::connections::{Connections, NoPlace};
 use crate::report::Log;
 use crate::sparing::Sparing;
 use crate::watch::Watch;
-
-/// What the log tells of who was refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Refusal {
-    NotAllowed,
-    NoPlace(NoPlace),
-}
 
 /// The rules, and how many did not keep them.
 pub(crate) struct Door {
     allow: Vec<Network>,
     watch: Arc<Watch>,
-    connections: Arc<Connections>,
     /// Who is told of as refused.
-    refused: SyncSender<(IpAddr, Refusal)>,
+    refused: SyncSender<IpAddr>,
     not_allowed: AtomicU64,
     backend_away: AtomicU64,
 }
@@ -41,7 +31,6 @@ impl Door {
     pub(crate) fn new(
         allow: Vec<Network>,
         watch: Arc<Watch>,
-        connections: Arc<Connections>,
         log: Log,
     ) -> Result<Arc<Self>, String> {
         let (refused, told) = sync_channel(16);
@@ -49,7 +38,6 @@ impl Door {
         Ok(Arc::new(Self {
             allow,
             watch,
-            connections,
             refused,
             not_allowed: AtomicU64::new(0),
             backend_away: AtomicU64::new(0),
@@ -78,34 +66,24 @@ impl Door {
             self.allow.is_empty() || self.allow.iter().any(|network| network.contains(peer));
         if !allowed {
             self.not_allowed.fetch_add(1, Ordering::Relaxed);
-            return self.refuse(peer, Refusal::NotAllowed);
+            // Who is not told of is counted.
+            let _ = self.refused.try_send(peer);
+            return false;
         }
         if self.watch.is_away() {
             self.backend_away.fetch_add(1, Ordering::Relaxed);
             return false;
         }
-        match self.connections.place_for(peer) {
-            Ok(()) => true,
-            Err(why) => self.refuse(peer, Refusal::NoPlace(why)),
-        }
-    }
-
-    fn refuse(&self, peer: IpAddr, why: Refusal) -> bool {
-        // Who is not told of is counted.
-        let _ = self.refused.try_send((peer, why));
-        false
+        true
     }
 }
 
 /// Prints who was refused.
-fn tell_refused(refused: Receiver<(IpAddr, Refusal)>, log: Log) -> Result<(), String> {
+fn tell_refused(refused: Receiver<IpAddr>, log: Log) -> Result<(), String> {
     let tell = move || {
         let mut sparing = Sparing::new();
-        for what in refused {
-            sparing.tell(what, |(client, why)| match why {
-                Refusal::NotAllowed => log.not_allowed(*client),
-                Refusal::NoPlace(why) => log.refused(*client, *why),
-            });
+        for client in refused {
+            sparing.tell(client, |client| log.not_allowed(*client));
         }
     };
     let thread = thread::Builder::new().name("refusals".into());

@@ -151,16 +151,21 @@ impl Log {
     }
 
     /// A connection that was not taken.
-    pub(crate) fn refused(&self, client: IpAddr, why: NoPlace) {
+    pub(crate) fn refused(&self, client: &Info, why: NoPlace) {
         let (option, limit) = match why {
             NoPlace::Connections(limit) => ("--max-connections", limit),
             NoPlace::PerClient(limit) => ("--max-per-client", limit),
         };
         self.line(
-            || format!("refused client {client}: there are {limit} connections ({option})"),
+            || {
+                format!(
+                    "refused client {}: there are {limit} connections ({option})",
+                    client.peer
+                )
+            },
             || {
                 Object::new()
-                    .text("refused", &client.to_string())
+                    .text("refused", &client.peer.to_string())
                     .text("limit", option)
                     .value("connections", limit)
             },

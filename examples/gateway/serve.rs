@@ -62,10 +62,7 @@ pub(crate) fn accept(
         let entry = match connections.enter(&client) {
             Ok(entry) => entry,
             Err(why) => {
-                // There was a place when it came to the door.
-                settings
-                    .log
-                    .refused(client.info().peer.ip().to_canonical(), why);
+                settings.log.refused(client.info(), why);
                 client.close(END);
                 continue;
             }

@@ -79,14 +79,13 @@ impl World {
         };
         let log = Log::new(true, write);
         let watch = Arc::new(Watch::default());
-        let connections = Connections::new(choice.max_connections, choice.max_per_client);
-        let connections = Arc::new(connections);
-        let door = Door::new(Vec::new(), watch.clone(), connections.clone(), log.clone());
-        let door = door.expect("a door");
+        let door = Door::new(Vec::new(), watch.clone(), log.clone()).expect("a door");
         let mut options = ChannelOptions::default();
         options.listen.filter = door.filter();
         let listener = reactor.listen(&[any], options);
         let listener = Arc::new(listener.expect("a listener"));
+        let connections = Connections::new(choice.max_connections, choice.max_per_client);
+        let connections = Arc::new(connections);
         let backend = Backend::new(&choice.backend, choice.backend_timeout);
         if choice.watch {
             let started = watch.start(backend.clone(), choice.backend_timeout, log.clone());
