@@ -25,7 +25,10 @@ examine_capture() { # file
     # iWARP has no port of its own: tshark finds it by its handshake, if heuristics may look before
     # port numbers do. Sends are one DDP segment each; its reassembly of them loses all but the first
     # in a TCP segment.
-    tshark -o tcp.try_heuristic_first:TRUE -o iwarp_ddp_rdmap.reassemble_iwarp_rdma_send:FALSE \
+    # Data that is placed is anything: what looks like an Ethernet type to tshark is none (0x9000 was
+    # seen, `loop`).
+    tshark --disable-protocol loop \
+        -o tcp.try_heuristic_first:TRUE -o iwarp_ddp_rdmap.reassemble_iwarp_rdma_send:FALSE \
         -o smb_direct.reassemble_smb_direct:FALSE --disable-protocol smb2 -r "$1" \
         -T fields -E separator=';' -E occurrence=a -E aggregator=' ' \
         -e ip.src -e tcp.stream -e infiniband.bth.destqp -e infiniband.bth.psn \
