@@ -15,7 +15,6 @@ use super::attempt::{Attempt, Waiter};
 use super::calls::Calls;
 use super::conn::{Conn, Context};
 use super::core::Core;
-use super::exposures::{ExposureId, Reclaim};
 use super::group::{Arrival, Load, Members};
 use super::helper::Helper;
 use super::listen_at::ListenAt;
@@ -23,16 +22,17 @@ use super::listener::{DirectListener, ListenShared};
 use super::locked::Locked;
 use super::numa::Node;
 use super::options::{ChannelOptions, ReactorOptions};
-use super::retired::{Retired, RetiredList};
+use super::retired::RetiredList;
 use super::seat::{Reservation, Seat};
 use super::setup::Done;
 use super::shared::ConnShared;
 use super::wait::Wait;
 use crate::rdma::{
-    Armed, Close as RdmaClose, ConnId, IoPin, MemoryBudget, Provider, ProviderKind, RdmaError,
-    Registration, RemoteAccess, ResolveOptions, Window, after,
+    Armed, Close as RdmaClose, ConnId, MemoryBudget, Provider, ProviderKind, ResolveOptions, after,
 };
-use crate::transport::{Error, List, Op, Stats, Transport};
+use crate::transport::{Error, Op, Stats, Transport};
+
+mod exposing;
 
 /// Passes with more to do after which whoever drives gets its turn.
 const PASSES: u32 = 64;
@@ -437,38 +437,6 @@ impl Shared {
         work: impl FnOnce(&mut Conn, &mut Context<'_>) -> T,
     ) -> Option<T> {
         self.with_core(|core| core.with_conn(conn, work))
-    }
-
-    /// Exposes memory of a connection to its peer, in pieces with their registrations where the device needs them.
-    pub(crate) fn expose(
-        &self,
-        conn: ConnId,
-        mut pieces: impl Iterator<Item = (IoPin, Option<Registration>)>,
-        access: RemoteAccess,
-    ) -> Result<(ExposureId, List<Window>), RdmaError> {
-        let mut windows = List::default();
-        loop {
-            let exposed =
-                self.with_core(|core| core.expose(conn, &mut pieces, access, &mut windows))?;
-            if let Some(exposure) = exposed {
-                return Ok((exposure, windows));
-            }
-        }
-    }
-
-    /// Takes exposed memory back; see [`Exposed::reclaim`](super::Exposed::reclaim).
-    pub(crate) fn reclaim(&self, conn: ConnId, id: ExposureId, reclaim: Reclaim) {
-        let mut taken = Some(reclaim);
-        self.with_conn(conn, |conn, cx| {
-            if let Some(reclaim) = taken.take() {
-                conn.reclaim(id, reclaim, cx);
-            }
-        });
-        // The connection is gone, and every right with it: as soon as what it has left behind has ended.
-        if let Some(reclaim) = taken {
-            self.retired.extend([Retired::Memory(reclaim)]);
-            self.work_off_retired();
-        }
     }
 
     /// Works off what is left to do, if nobody else is at it.
