@@ -217,6 +217,7 @@ impl Connection {
     /// called only when no receive is waiting to be handled: a process that was suspended must not
     /// take its peers for dead.
     pub fn handle_timeout(&mut self, now: Instant) {
+        self.credits.handle_timeout(now);
         if !self.timer.expired(now) {
             return;
         }
@@ -368,7 +369,13 @@ impl Connection {
 
     /// When to call [`handle_timeout`](Self::handle_timeout). It moves with every message received.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.timer.deadline()
+        match self.phase {
+            Phase::Closed => None,
+            _ => [self.timer.deadline(), self.credits.deadline()]
+                .into_iter()
+                .flatten()
+                .min(),
+        }
     }
 
     // ---- Views

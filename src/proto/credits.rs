@@ -27,6 +27,12 @@ const SMALL: u16 = 8;
 /// ([MS-SMBD] 3.1.5.9 says that they must). Such a client can send only while it holds two, so that
 /// with fewer than three a connection would stand still after its first message.
 const ENOUGH: u16 = 3;
+/// With this many credits or more, the last of them is kept back for a while, see [`Kept`]. Of fewer
+/// it is a large part, and a pause would be felt with every few messages: the public test suite has
+/// peers with ten that grant only when all are used.
+const MANY: u32 = 16;
+/// How long. Peers grant in far less when three quarters of their receives are used.
+const KEPT: Duration = Duration::from_millis(100);
 /// A peer that uses up its credits within this time gets more of them.
 const FAST: Duration = Duration::from_secs(1);
 /// So does one that uses as many as it may hold this often within that time. Where data goes both
@@ -90,6 +96,24 @@ pub(crate) struct Credits {
     used: u32,
     used_since: Option<Instant>,
     stall: Option<Stall>,
+    /// The most credits that we held at a time.
+    most_send: u32,
+    kept: Kept,
+}
+
+/// Our last credit, while the peer can speak without it.
+///
+/// The last credit of each side is to bring new ones ([MS-SMBD] 3.1.5.1). Linux before 7.0 spends
+/// its last one without a grant, when its receives are all in use by what we have sent just before.
+/// If ours has left by then, nobody can send any more. So ours waits until the peer runs dry, and
+/// then pays for a grant of all that there is; or until the peer grants more. Not for ever: there
+/// may be peers that grant only when they have heard from us.
+#[derive(Debug, Clone, Copy, Default)]
+enum Kept {
+    #[default]
+    No,
+    Until(Instant),
+    LongEnough,
 }
 
 /// While the application does not take its messages.
@@ -123,6 +147,8 @@ impl Credits {
             used: 0,
             used_since: None,
             stall: None,
+            most_send: 0,
+            kept: Kept::No,
         }
     }
 
@@ -138,6 +164,10 @@ impl Credits {
     /// The peer's `CreditsGranted`.
     pub(crate) fn add_send_credits(&mut self, granted: u16) {
         self.send = self.send.saturating_add(u32::from(granted));
+        self.most_send = self.most_send.max(self.send);
+        if granted > 0 {
+            self.kept = Kept::No;
+        }
     }
 
     /// The peer's `CreditsRequested`: absolute, those it holds included.
@@ -249,9 +279,24 @@ impl Credits {
         grant
     }
 
+    /// When [`Credits::handle_timeout`] wants to be called.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        match self.kept {
+            Kept::Until(deadline) => Some(deadline),
+            Kept::No | Kept::LongEnough => None,
+        }
+    }
+
+    /// Time has passed, and nothing that arrived before is left to be handled.
+    pub(crate) fn handle_timeout(&mut self, now: Instant) {
+        if self.deadline().is_some_and(|deadline| deadline <= now) {
+            self.kept = Kept::LongEnough;
+        }
+    }
+
     /// Takes one credit for a message, if the rules allow it, and decides what the message grants.
     pub(crate) fn spend(&mut self, purpose: Purpose, now: Instant) -> Spend {
-        if self.send == 0 {
+        if self.send == 0 || (purpose == Purpose::Ordinary && self.keeps_last(now)) {
             return Spend::Wait;
         }
         let grant = match self.stall {
@@ -271,11 +316,24 @@ impl Credits {
             return Spend::Wait;
         }
         self.send -= 1;
+        self.kept = Kept::No;
         if let Some(stall) = &mut self.stall {
             stall.sent = stall.sent.saturating_add(1);
         }
         self.note_granted(grant, now);
         Spend::Granting(grant)
+    }
+
+    /// Whether the one credit that is left is better kept, see [`Kept`].
+    fn keeps_last(&mut self, now: Instant) -> bool {
+        let peer_can_speak = self.granted > low_water(self.target());
+        if self.send > 1 || self.most_send < MANY || !peer_can_speak {
+            return false;
+        }
+        if let Kept::No = self.kept {
+            self.kept = Kept::Until(now + KEPT);
+        }
+        matches!(self.kept, Kept::Until(_))
     }
 
     fn target(&self) -> u32 {

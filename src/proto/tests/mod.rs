@@ -5,6 +5,7 @@ mod conformance;
 mod data_transfer;
 mod deadlock;
 mod keepalive;
+mod last_credit;
 mod negotiation;
 mod properties;
 mod stalled;
