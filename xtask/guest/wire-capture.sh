@@ -25,9 +25,9 @@ examine_capture() { # file
     # iWARP has no port of its own: tshark finds it by its handshake, if heuristics may look before
     # port numbers do. Sends are one DDP segment each; its reassembly of them loses all but the first
     # in a TCP segment.
-    # Data that is placed is anything: what looks like an Ethernet type to tshark is none (0x9000 was
-    # seen, `loop`).
-    tshark --disable-protocol loop \
+    # Data that is placed is anything: tshark must not look for Ethernet types in it. It took some for
+    # VLANs and IP, malformed.
+    tshark -o infiniband.identify_payload:FALSE \
         -o tcp.try_heuristic_first:TRUE -o iwarp_ddp_rdmap.reassemble_iwarp_rdma_send:FALSE \
         -o smb_direct.reassemble_smb_direct:FALSE --disable-protocol smb2 -r "$1" \
         -T fields -E separator=';' -E occurrence=a -E aggregator=' ' \
