@@ -174,7 +174,7 @@ impl Tcp {
             let decision = choose(&prefix).map_or(Decision::Heap, Decision::Into);
             let too_late = self.shared.lock().choice.make(decision);
             drop(too_late);
-            self.shared.reader.notify_all();
+            self.shared.reader.ring();
             // This side may have been closed meanwhile, and the reader have gone on by itself: what it has
             // received comes before the end.
         }
@@ -220,7 +220,7 @@ impl Tcp {
         let full = state.incoming_bytes >= self.shared.options.receive_queue;
         state.incoming_bytes -= message.cost();
         if full && state.incoming_bytes < self.shared.options.receive_queue {
-            self.shared.reader.notify_all();
+            self.shared.reader.ring();
         }
         Some(message)
     }
@@ -297,7 +297,7 @@ impl Transport for Tcp {
             false => state.stats.zero_copy_bytes += len as u64,
         }
         drop(state);
-        self.shared.writer.notify_all();
+        self.shared.writer.ring();
         Ok(())
     }
 
@@ -309,7 +309,7 @@ impl Transport for Tcp {
         }
         state.recv_waker = Some(cx.waker().clone());
         if state.choice.forgo() {
-            self.shared.reader.notify_all();
+            self.shared.reader.ring();
         }
         Self::receive_ended(&state).map_ok(|()| None)
     }
@@ -353,8 +353,8 @@ impl Transport for Tcp {
         if aborted {
             self.shared.shut_down();
         }
-        self.shared.writer.notify_all();
-        self.shared.reader.notify_all();
+        self.shared.writer.ring();
+        self.shared.reader.ring();
         if let Some(wake) = wake {
             wake.wake();
         }

@@ -16,6 +16,7 @@
 //! # Ok::<(), smbdirect::transport::Error>(())
 //! ```
 
+mod bell;
 mod choice;
 mod connection;
 mod connector;

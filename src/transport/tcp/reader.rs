@@ -1,7 +1,7 @@
 //! The thread that reads: frames into messages, no further ahead than the application allows.
 
 use std::io::{ErrorKind, Read};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -60,7 +60,7 @@ pub(super) fn run(shared: &Arc<Shared>) {
     if !in_order {
         shared.shut_down();
     }
-    shared.writer.notify_all();
+    shared.writer.ring();
     wake.wake();
 }
 
@@ -115,10 +115,7 @@ fn wait_for_room(shared: &Shared) -> Result<Option<usize>, DisconnectReason> {
         if state.incoming_bytes < shared.options.receive_queue || state.closing.is_some() {
             return Ok(state.prefix_len);
         }
-        state = shared
-            .reader
-            .wait(state)
-            .unwrap_or_else(PoisonError::into_inner);
+        state = shared.reader.wait(state);
     }
 }
 
@@ -175,10 +172,7 @@ fn decide(shared: &Shared, prefix: Bytes) -> Result<Decision, DisconnectReason> 
             state.choice.take_back();
             break decision;
         }
-        state = shared
-            .reader
-            .wait(state)
-            .unwrap_or_else(PoisonError::into_inner);
+        state = shared.reader.wait(state);
     };
     let aborted = state.aborted;
     // What owns a buffer's memory is the application's, and goes without the lock.

@@ -2,13 +2,14 @@
 
 use std::collections::VecDeque;
 use std::net::{Shutdown, TcpStream};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
 use super::TcpOptions;
+use super::bell::Bell;
 use super::choice::Choice;
 use super::guests::Guest;
 use crate::rdma::IoBuf;
@@ -26,9 +27,9 @@ pub(super) struct Shared {
     _guest: Option<Guest>,
     state: Mutex<State>,
     /// The reader may go on: room in the queue, a decision, the end.
-    pub(super) reader: Condvar,
+    pub(super) reader: Bell,
     /// The writer may go on: something to send, a close, the reader's end.
-    pub(super) writer: Condvar,
+    pub(super) writer: Bell,
 }
 
 #[derive(Default)]
@@ -126,8 +127,8 @@ impl Shared {
             options,
             _guest: guest,
             state: Mutex::default(),
-            reader: Condvar::new(),
-            writer: Condvar::new(),
+            reader: Bell::default(),
+            writer: Bell::default(),
         }
     }
 
@@ -138,15 +139,17 @@ impl Shared {
 
     /// Why the connection ended, as the other thread was told or is about to be. `None`: it does
     /// not know either, or this side is closing.
-    pub(super) fn reason_of_the_other(&self, told: &Condvar) -> Option<DisconnectReason> {
-        let unknown =
-            |state: &mut State| state.reason.is_none() && state.closing.is_none() && !state.aborted;
-        let waited = told.wait_timeout_while(self.lock(), MOMENT, unknown);
-        waited
-            .unwrap_or_else(PoisonError::into_inner)
-            .0
-            .reason
-            .clone()
+    pub(super) fn reason_of_the_other(&self, told: &Bell) -> Option<DisconnectReason> {
+        let until = Instant::now() + MOMENT;
+        let mut state = self.lock();
+        while state.reason.is_none() && state.closing.is_none() && !state.aborted {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            state = told.wait_for(state, left);
+        }
+        state.reason.clone()
     }
 
     /// Ends both directions of the socket, which wakes whoever is blocked on it.

@@ -2,7 +2,7 @@
 
 use std::io::{self, ErrorKind, IoSlice, Write};
 use std::net::Shutdown;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::frame::{self, HEADER};
@@ -39,7 +39,7 @@ pub(super) fn run(shared: &Arc<Shared>) {
             Err(error) => state.end(error),
         };
         drop(state);
-        shared.reader.notify_all();
+        shared.reader.ring();
         wake.wake();
     }
     finish(shared);
@@ -63,10 +63,7 @@ fn next_batch(shared: &Shared, batch: &mut Vec<Frame>) -> bool {
         if state.send_closed {
             return false;
         }
-        state = shared
-            .writer
-            .wait(state)
-            .unwrap_or_else(PoisonError::into_inner);
+        state = shared.writer.wait(state);
     }
 }
 
@@ -127,8 +124,7 @@ fn finish(shared: &Shared) {
             if left.is_zero() {
                 break;
             }
-            let waited = shared.writer.wait_timeout(state, left);
-            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            state = shared.writer.wait_for(state, left);
         }
         let wake = state.end(DisconnectReason::Local);
         drop(state);
