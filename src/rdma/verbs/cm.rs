@@ -264,6 +264,20 @@ impl CmId {
         unsafe { sys::rdma_disconnect(self.raw()) };
     }
 
+    /// The same, while the queue pair goes on and acknowledges what the peer has under way: on InfiniBand and RoCE
+    /// librdmacm's call would end it first, and the peer's Sends with it.
+    ///
+    /// No other thread may use the id's queue pair meanwhile; it is the connection's own.
+    pub(super) fn leave(&self) {
+        // SAFETY: the id is alive. It has its queue pair again, or still none, when anybody looks: until it is destroyed,
+        // which its connection does, only calls on the id look there.
+        unsafe {
+            let queue_pair = std::mem::replace(&mut (*self.raw()).qp, std::ptr::null_mut());
+            sys::rdma_disconnect(self.raw());
+            (*self.raw()).qp = queue_pair;
+        }
+    }
+
     /// Moves it, with its events, to another channel.
     pub(super) fn migrate(&mut self, channel: &Arc<EventChannel>) -> io::Result<()> {
         if Arc::ptr_eq(&self.channel, channel) {

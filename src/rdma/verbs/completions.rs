@@ -245,12 +245,17 @@ impl Verbs {
 
     /// The next step of a closing connection; whether it can be buried.
     fn move_on(&mut self, index: u32, now: Instant) -> bool {
+        let conn = self.conns[index as usize].content.as_ref();
+        let iwarp = conn.is_some_and(|conn| self.is_iwarp(conn));
         let Some(conn) = self.conns[index as usize].content.as_mut() else {
             return false;
         };
         let late = conn.deadline.is_some_and(|deadline| now >= deadline);
         if conn.state == State::Draining && (conn.sends.is_empty() || late) {
-            conn.cm.disconnect();
+            match iwarp {
+                true => conn.cm.disconnect(),
+                false => conn.cm.leave(),
+            }
             conn.state = State::Leaving;
         }
         if conn.state == State::Leaving && (conn.peer_left || late) {
