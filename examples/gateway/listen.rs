@@ -1,9 +1,11 @@
 //! Where to listen: the places that the options name, with the usual ports of their devices.
 
+use std::net::IpAddr;
+
 use smbdirect::engine::{
     ChannelOptions, DirectListener, ListenAt, Reactor, ReactorGroup, ReactorOptions,
 };
-use smbdirect::rdma::{self, AcceptFilter, ProviderKind};
+use smbdirect::rdma::{self, AcceptFilter, ProviderKind, RdmaError};
 use smbdirect::transport::Error;
 
 use crate::options::{Options, Place};
@@ -42,16 +44,29 @@ fn places(kind: ProviderKind, wanted: &[Place]) -> Result<Vec<ListenAt>, String>
     for place in wanted {
         match place.port {
             Some(port) => places.push(ListenAt::new((place.address, port).into())),
-            // The wildcard stands for the devices' addresses: each has the port of its device.
-            None if place.address.is_unspecified() => places.extend(everywhere(kind)?),
             None => {
-                places.push(ListenAt::usual(kind, place.address).map_err(|error| {
+                let usual = usual(kind, place.address);
+                places.extend(usual.map_err(|error| {
                     format!("--listen {}: {error}{}", place.address, remedy(kind))
-                })?)
+                })?);
             }
         }
     }
     Ok(places)
+}
+
+/// An address with the port of its device. A wildcard stands for the devices' addresses, which have
+/// different ports; that of IPv6 for those of IPv4, too, as with sockets.
+fn usual(kind: ProviderKind, address: IpAddr) -> Result<Vec<ListenAt>, RdmaError> {
+    if kind != ProviderKind::Verbs || !address.is_unspecified() {
+        return ListenAt::usual(kind, address).map(|place| vec![place]);
+    }
+    let mut places = ListenAt::everywhere(kind)?;
+    places.retain(|at| address.is_ipv6() || at.address.is_ipv4());
+    match places.is_empty() {
+        true => Err(RdmaError::NoDevice((address, 0).into())),
+        false => Ok(places),
+    }
 }
 
 fn everywhere(kind: ProviderKind) -> Result<Vec<ListenAt>, String> {

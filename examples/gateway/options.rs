@@ -20,7 +20,8 @@ Usage: gateway --backend HOST[:PORT] [OPTIONS]
 
   --backend HOST[:PORT]  the SMB server (port 445 unless given)
   --listen ADDR[:PORT]   listen here; any number of times. Without PORT it is that of the
-                         address's device: 445 on InfiniBand and RoCE, 5445 on iWARP. Without
+                         address's device: 445 on InfiniBand and RoCE, 5445 on iWARP; then
+                         0.0.0.0 stands for all IPv4 addresses of RDMA devices. Without
                          --listen: on all addresses of all RDMA devices
   --provider P           verbs (default): RDMA devices; iwarp: the software RNIC, over TCP. It is
                          used only if you say so: it is slower than SMB over TCP
