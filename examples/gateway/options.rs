@@ -44,7 +44,8 @@ Usage: gateway --backend HOST[:PORT] [OPTIONS]
 
 Memory per connection: data as --max-memory-per-client says, in buffers of powers of two, of which
 64 MiB are kept for reuse while the connection lives; 2 MiB of receive buffers when it is busy; and
-up to 4 MiB of messages in each of the four queues. Threads per connection: three.";
+up to 4 MiB of messages in each of the four queues, and of those that wait for memory. Threads per
+connection: three.";
 
 /// What the command line says.
 #[derive(Debug)]

@@ -39,8 +39,10 @@ pub(crate) const PREFIX: usize = 80;
 
 /// A message with this much data or more is one of bulk data.
 const BULK: u32 = 16 << 10;
-/// Requests that wait for memory or for data, at most; then no more are taken.
+/// Requests that wait for memory or for data, at most, and their bytes, without the data that RDMA
+/// moves: then no more are taken.
 const MAX_WAITING: usize = 128;
+const MAX_WAITING_BYTES: usize = 4 << 20;
 
 /// What the two connections allow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -171,7 +173,7 @@ impl Rewriter {
 
     /// Whether messages of the client are to be taken: not too many wait.
     pub(crate) fn takes_requests(&self) -> bool {
-        self.pending.waiting() < MAX_WAITING
+        self.pending.waiting() < MAX_WAITING && self.pending.waiting_bytes() < MAX_WAITING_BYTES
     }
 
     /// Whether messages of the server are to be taken: not too much data is being placed.

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 
 use bytes::Bytes;
+use smbdirect::smb2::Placement;
 use smbdirect::transport::Target;
 
 use super::{Output, Piece, TransferId};
@@ -11,8 +12,18 @@ use super::{Output, Piece, TransferId};
 const SMALLEST: u64 = 4096;
 
 /// Memory that data of this many bytes takes: buffers come in powers of two.
-pub(super) fn footprint(len: u32) -> u64 {
+fn footprint(len: u32) -> u64 {
     u64::from(len).next_power_of_two().max(SMALLEST)
+}
+
+/// Memory that a request takes until it is answered: that of its data, and descriptors, of which
+/// there may be thousands. One of them takes none of its own.
+pub(super) fn memory_for(placement: &Placement) -> u64 {
+    let descriptors = match &placement.descriptors[..] {
+        [_] => 0,
+        descriptors => size_of_val(descriptors) as u64,
+    };
+    footprint(placement.length) + descriptors
 }
 
 /// A rewritten request.
@@ -51,11 +62,23 @@ pub(super) struct Batch {
     pub(super) members: Vec<u64>,
     /// Memory that they need, in bytes.
     pub(super) memory: u64,
+    /// Bytes of the message.
+    len: usize,
     /// Reads that are not finished.
     unfinished: usize,
     /// Messages with a CANCEL for a member, to be forwarded after it; with the member's id those
     /// that are nothing else.
     behind: Vec<(Option<u64>, Bytes)>,
+}
+
+impl Batch {
+    /// Of a message of `len` bytes.
+    pub(super) fn of(len: usize) -> Self {
+        Self {
+            len,
+            ..Self::default()
+        }
+    }
 }
 
 type BatchId = u64;
@@ -70,6 +93,8 @@ pub(super) struct Pending {
     held: HashMap<u64, BatchId>,
     /// Messages that are kept behind them.
     behind: usize,
+    /// Bytes of all these messages.
+    waiting_bytes: usize,
     /// Those of them that wait for memory, in order.
     queue: VecDeque<BatchId>,
     /// To which of them data belongs that is being read.
@@ -89,6 +114,7 @@ impl Pending {
             batches: HashMap::new(),
             held: HashMap::new(),
             behind: 0,
+            waiting_bytes: 0,
             queue: VecDeque::new(),
             fetching: HashMap::new(),
             placing: HashMap::new(),
@@ -102,6 +128,11 @@ impl Pending {
     /// Messages that are not forwarded yet.
     pub(super) fn waiting(&self) -> usize {
         self.batches.len() + self.behind
+    }
+
+    /// Bytes of these, without the data that RDMA moves.
+    pub(super) fn waiting_bytes(&self) -> usize {
+        self.waiting_bytes
     }
 
     pub(super) fn placing(&self) -> u64 {
@@ -146,6 +177,7 @@ impl Pending {
         let id = self.next;
         let members = batch.members.iter().map(|message_id| (*message_id, id));
         self.held.extend(members);
+        self.waiting_bytes += batch.len;
         let needs_memory = batch.memory > 0;
         self.batches.insert(id, batch);
         if needs_memory {
@@ -175,8 +207,9 @@ impl Pending {
         batch.members.extend(others);
         let key = alone.then_some(message_id);
         if key.is_none() || batch.behind.iter().all(|(other, _)| *other != key) {
-            batch.behind.push((key, message));
             self.behind += 1;
+            self.waiting_bytes += message.len();
+            batch.behind.push((key, message));
         }
     }
 
@@ -265,8 +298,11 @@ impl Pending {
             self.held.remove(message_id);
         }
         outputs.push_back(Output::ForwardPieces(batch.pieces));
+        self.waiting_bytes -= batch.len;
         self.behind -= batch.behind.len();
-        let behind = batch.behind.into_iter();
-        outputs.extend(behind.map(|(_, message)| Output::Forward(message)));
+        for (_, message) in batch.behind {
+            self.waiting_bytes -= message.len();
+            outputs.push_back(Output::Forward(message));
+        }
     }
 }

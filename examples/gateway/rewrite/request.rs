@@ -10,7 +10,7 @@ use super::message::{
     STATUS_INVALID_PARAMETER, UNSOLICITED, WRITE, members, put_command, put_next, put_u16, put_u32,
     u16_at, u32_at,
 };
-use super::pending::{Batch, Kind, Request, footprint};
+use super::pending::{Batch, Kind, Request, memory_for};
 use super::reason::{Reason, Warning};
 use super::{BULK, Limits, Negotiated, Output, Piece, Rewriter};
 
@@ -130,7 +130,7 @@ impl Rewriter {
         }
         self.refuse_too_large(&mut plans);
 
-        let mut batch = Batch::default();
+        let mut batch = Batch::of(message.len());
         let mut text = BytesMut::with_capacity(plans.len() * (BODY_END + 8));
         let last = plans.len() - 1;
         for (at, (member, plan)) in plans.into_iter().enumerate() {
@@ -206,8 +206,7 @@ impl Rewriter {
                 no_channel(&mut text[start..], Operation::Read);
                 text[start + READ_FLAGS] &= !READ_COMPRESSED;
                 pad(text, start, BODY_END + 1, last);
-                let (memory, token) =
-                    (footprint(placement.length), placement.token_to_invalidate());
+                let (memory, token) = (memory_for(&placement), placement.token_to_invalidate());
                 batch.memory += memory;
                 let kind = Kind::Read {
                     length: placement.length,
@@ -234,8 +233,7 @@ impl Rewriter {
                 if !last {
                     text.put_bytes(0, len.next_multiple_of(8) - len);
                 }
-                let (memory, token) =
-                    (footprint(placement.length), placement.token_to_invalidate());
+                let (memory, token) = (memory_for(&placement), placement.token_to_invalidate());
                 batch.memory += memory;
                 let from = Target::new(placement.descriptors);
                 batch.fetches.push((transfer, placement.length, from));

@@ -184,3 +184,46 @@ fn not_too_many_requests_wait() {
     }
     assert_eq!(id, 128);
 }
+
+/// What waits for memory takes some itself: a compound may have data in messages, and a CANCEL may
+/// come with others.
+#[test]
+fn what_waits_is_bounded_in_bytes() {
+    for in_batch in [true, false] {
+        let mut rewriter = rewriter_with_memory(4096);
+        let large = |id| write(id, 4096, V1, &memory(id, 4096, 4096));
+        client(&mut rewriter, large(1));
+        client(&mut rewriter, large(2));
+        let (mut id, mut bytes) = (2, 0);
+        while rewriter.takes_requests() {
+            id += 2;
+            let inline = inline_write(id, &vec![1; 900_000]);
+            let other = match in_batch {
+                true => large(id + 1),
+                false => header(CANCEL, 2),
+            };
+            let message = compound(&[inline, other]);
+            bytes += message.len();
+            assert_eq!(client(&mut rewriter, message), []);
+            assert!(bytes < 6 << 20, "{bytes} bytes");
+        }
+    }
+}
+
+/// Descriptors of one request may take more memory than its data.
+#[test]
+fn descriptors_take_memory_as_data_does() {
+    let mut rewriter = rewriter_with_memory(256 << 10);
+    // 4,000 of them are 64,000 bytes, and 4,096 bytes of data.
+    let request = |id| read(id, 4000, V1, &memory(id, 4000, 1));
+    for id in 1..=3 {
+        assert_eq!(client(&mut rewriter, request(id)).len(), 1);
+    }
+    assert_eq!(client(&mut rewriter, request(4)), []);
+    let sent = plain(READ, 1);
+    let outputs = backend(&mut rewriter, &error_answer(&sent, END_OF_FILE));
+    assert!(matches!(
+        outputs[..],
+        [Output::ForwardPieces(_), Output::Answer { .. }]
+    ));
+}
