@@ -35,7 +35,8 @@ const FLUSH: Duration = Duration::from_secs(5);
 const PARTING: Duration = Duration::from_secs(2);
 /// How soon a connection ends whose transfer has failed.
 const REASON: Duration = Duration::from_secs(1);
-/// While draining: a server that has been silent for this time owes nothing.
+/// While draining: what is under way in messages that cannot be read is over when for this time
+/// neither the server has been asked anything nor said anything.
 const QUIET: Duration = Duration::from_millis(200);
 
 /// A client and the server, connected.
@@ -59,8 +60,8 @@ pub(crate) struct Connection<'a> {
     places: Ops<Gather>,
     /// Since when the server owes an answer without having said anything.
     owing: Option<Instant>,
-    /// When the server said something last.
-    heard: Instant,
+    /// When the server was asked something last, or said something.
+    spoken: Instant,
     /// Whether it ever did.
     answered: bool,
 }
@@ -108,7 +109,7 @@ impl<'a> Connection<'a> {
             fetched: HashMap::new(),
             places: Ops::new(sleeper.waker()),
             owing: None,
-            heard: Instant::now(),
+            spoken: Instant::now(),
             answered: false,
         }
     }
@@ -171,12 +172,13 @@ impl<'a> Connection<'a> {
             return Err(Ending::CutOff);
         }
         if let Some(deadline) = self.stop.deadline() {
-            let quiet = self.heard + QUIET;
+            let quiet = self.spoken + QUIET;
             if now >= deadline {
                 return Err(Ending::CutOff);
             }
             let sent = self.to_client.is_empty() && self.to_backend.is_empty();
-            if !sent || self.owing.is_some() || !self.rewriter.is_idle() {
+            let answered = self.owing.is_none() && !self.rewriter.awaits_answers();
+            if !sent || !answered || !self.rewriter.is_idle() {
                 return Ok(Some(deadline - now));
             }
             if now >= quiet {
@@ -268,7 +270,7 @@ impl<'a> Connection<'a> {
             Poll::Ready(Ok(None)) => return Err(self.backend_gone(Ending::Backend)),
             Poll::Ready(Err(error)) => return Err(self.backend_gone(Ending::of_backend(error))),
         };
-        self.heard = Instant::now();
+        self.spoken = Instant::now();
         self.answered = true;
         self.owing = None;
         match received {
@@ -395,6 +397,7 @@ impl<'a> Connection<'a> {
             self.backend
                 .start_send(message)
                 .map_err(|error| Ending::of_backend(error.into()))?;
+            self.spoken = Instant::now();
             sent = true;
         }
         Ok(sent)

@@ -166,6 +166,11 @@ impl<'a> World<'a> {
             14.. => self.place_ends(),
             _ => {}
         }
+        if !self.wild && !self.over {
+            let begun = |id| self.slow.contains(id);
+            let awaits = !self.sent.keys().all(begun);
+            assert_eq!(self.rewriter.awaits_answers(), awaits);
+        }
     }
 
     /// All that is under way comes to its end.
@@ -261,8 +266,14 @@ impl<'a> World<'a> {
             }
             let at = self.source.below(self.owed.len());
             let request = self.owed.swap_remove(at);
-            let answer = self.server_answer(&request);
             let id = id(&request);
+            let slow = self.slow.contains(&id);
+            let mut answer = self.server_answer(&request);
+            if slow {
+                // [MS-SMB2] 2.2.1.1: all answers of what is asynchronous have the flag and its id.
+                answer[16..20].copy_from_slice(&interim(&request)[16..20]);
+                answer[32..40].copy_from_slice(&interim(&request)[32..40]);
+            }
             self.answers
                 .entry(id)
                 .or_default()

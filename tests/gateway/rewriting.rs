@@ -340,6 +340,32 @@ fn bulk_data_in_messages_is_warned_of_once() {
 }
 
 #[test]
+fn answers_are_awaited_until_the_server_begins_them() {
+    let mut rewriter = rewriter();
+    assert!(!rewriter.awaits_answers());
+    client(&mut rewriter, header(CANCEL, 4));
+    assert!(!rewriter.awaits_answers());
+    let requests = [plain(CREATE, 5), plain(CREATE, 6), read(7, 1, NONE, &[])];
+    client(&mut rewriter, compound(&requests[..2]));
+    client(&mut rewriter, requests[2].clone());
+    let slow = interim(&requests[0]);
+    let mut end = slow.clone();
+    put32(&mut end, 8, SUCCESS);
+    let unasked = answer(&plain(OPLOCK_BREAK, u64::MAX), SUCCESS, &[24; 24]);
+    for (message, awaits) in [
+        (answer(&requests[1], SUCCESS, &[1; 8]), true),
+        (slow, true),
+        (unasked, true),
+        // Its answer had begun.
+        (end, true),
+        (read_answer(&requests[2], SUCCESS, &[1]), false),
+    ] {
+        backend(&mut rewriter, &message);
+        assert_eq!(rewriter.awaits_answers(), awaits);
+    }
+}
+
+#[test]
 fn who_owes_an_answer() {
     assert!(owes_answer(&plain(CREATE, 5)));
     assert!(owes_answer(b"\xFFSMBr"));

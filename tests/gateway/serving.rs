@@ -394,6 +394,28 @@ fn a_drain_waits_for_what_is_under_way() {
     assert!(memory[..] == content(50_000));
 }
 
+/// Also for answers in messages, of which one comes at once and the other takes its time.
+#[test]
+fn a_drain_waits_for_every_answer() {
+    let server = Server::new(Vec::new(), |tcp, message, _| {
+        if id(message) == 2 {
+            reply(tcp, &answer(message, SUCCESS, &[]));
+            thread::sleep(Duration::from_millis(700));
+            reply(tcp, &answer(&plain(CREATE, 1), SUCCESS, &[]));
+        }
+    });
+    let world = World::new(&Choice::of(&server));
+    let client = world.client(0x0311);
+    client.send(&plain(CREATE, 1));
+    client.send(&plain(CREATE, 2));
+    assert_eq!(id(&client.receive()), 2);
+    world.connections.stop(Instant::now() + LONG);
+    assert_eq!(id(&client.receive()), 1);
+    client.ends();
+    let line = world.line();
+    assert!(line.contains("\"end\":\"the gateway ends\""), "{line}");
+}
+
 #[test]
 fn a_drain_does_not_wait_for_ever() {
     let server = Server::new(Vec::new(), |_: &Tcp, _, _| {});

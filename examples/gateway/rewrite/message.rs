@@ -111,6 +111,13 @@ impl<'a> Member<'a> {
         self.is_async() && self.status() == STATUS_PENDING
     }
 
+    /// Whether it is the first answer to a request: the final one follows if it is an interim one.
+    pub(super) fn begins_answer(self) -> bool {
+        self.is_response()
+            && self.message_id() != UNSOLICITED
+            && (!self.is_async() || self.is_interim())
+    }
+
     /// `StructureSize` of the body; 0 if there is none.
     pub(super) fn body_size(self) -> u16 {
         match self.0.len() {

@@ -148,6 +148,8 @@ pub(crate) struct Rewriter {
     /// The client has logged in at least once.
     authenticated: bool,
     pending: Pending,
+    /// Requests in the clear that the server has not begun to answer.
+    unanswered: u64,
     outputs: VecDeque<Output>,
     counts: Counts,
     warned: bool,
@@ -160,6 +162,7 @@ impl Rewriter {
             negotiated: None,
             authenticated: false,
             pending: Pending::new(limits.max_memory),
+            unanswered: 0,
             outputs: VecDeque::new(),
             counts: Counts::default(),
             warned: false,
@@ -184,6 +187,12 @@ impl Rewriter {
     /// Whether no rewritten request is without its answer, and no data under way.
     pub(crate) fn is_idle(&self) -> bool {
         self.pending.is_idle()
+    }
+
+    /// Whether there are requests in the clear of which the server has not even said that their
+    /// answer takes long.
+    pub(crate) fn awaits_answers(&self) -> bool {
+        self.unanswered > 0
     }
 
     pub(crate) fn counts(&self) -> Counts {

@@ -63,9 +63,11 @@ impl Rewriter {
                 self.warn(Warning::SignedBulk);
             }
             let id = member.message_id();
-            let in_use = self.pending.contains(id) || self.pending.is_held(id);
-            if in_use && member.command() != CANCEL {
-                return Err(Reason::MessageIdInUse(id));
+            if member.command() != CANCEL {
+                if self.pending.contains(id) || self.pending.is_held(id) {
+                    return Err(Reason::MessageIdInUse(id));
+                }
+                self.unanswered += 1;
             }
             rewritten |= self.channel(member).is_some();
         }

@@ -66,6 +66,9 @@ impl Rewriter {
         let mut from = 0;
         for found in members(&head) {
             let (range, member) = found.map_err(Reason::BackendHeader)?;
+            if member.begins_answer() {
+                self.unanswered = self.unanswered.saturating_sub(1);
+            }
             if self.pending.contains(member.message_id()) && member.message_id() != UNSOLICITED {
                 if self.answered(&head, from..range.start, member, payload)? {
                     from = range.end;
