@@ -1,13 +1,13 @@
 //! All of the gateway: reads and writes by RDMA over the software iWARP, and what can go wrong.
 
-use std::io::Write;
-use std::net::{Ipv4Addr, TcpListener};
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use smbdirect::rdma::RemoteAccess;
 use smbdirect::transport::tcp::Tcp;
-use smbdirect::transport::{Error, Transport, TransportExt};
+use smbdirect::transport::{Close, Error, Transport, TransportExt};
 
 use crate::connections::Connections;
 use crate::smb2::*;
@@ -302,11 +302,61 @@ fn a_wrong_server_has_a_clear_line() {
         line.contains("the backend sent what is no SMB message"),
         "{line}"
     );
-    let line = reason(
-        |tcp, _, _| tcp.close(smbdirect::transport::Close::Abort),
-        &request,
-    );
+    let line = reason(|tcp, _, _| tcp.close(Close::Abort), &request);
     assert!(line.contains("closed by the backend"), "{line}");
+}
+
+/// Amid the data of a READ, with a FIN or a reset: none of it is placed.
+#[test]
+fn a_server_that_breaks_off_amid_data_has_none_placed() {
+    for reset in [false, true] {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let server = Server::new(Vec::new(), file_server);
+        let mut choice = Choice::of(&server);
+        choice.backend = listener.local_addr().unwrap().to_string();
+        let world = World::new(&choice);
+        let serving = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            frame_from(&mut stream);
+            let answer = negotiate_answer(0x0311, 8 << 20, 8 << 20);
+            frame_to(&mut stream, &answer, answer.len());
+            let answer = logged_in(&frame_from(&mut stream));
+            frame_to(&mut stream, &answer, answer.len());
+            let answer = read_answer(&frame_from(&mut stream), SUCCESS, &content(1 << 20));
+            frame_to(&mut stream, &answer, 600_000);
+            if reset {
+                // What is left unread makes a reset of the end.
+                stream.peek(&mut [0]).unwrap();
+            }
+        });
+        let client = world.client(0x0311);
+        let exposed = client.expose(&[0xEE; 1 << 20], RemoteAccess::Write);
+        client.send(&read(5, 1 << 20, V1, exposed.descriptors()));
+        if reset {
+            client.send(&plain(CREATE, 6));
+        }
+        serving.join().unwrap();
+        client.ends();
+        let memory = exposed.reclaim().wait().expect("the memory");
+        assert!(memory.iter().all(|byte| *byte == 0xEE), "untouched");
+        let line = world.line();
+        assert!(line.contains("\"end\":\"backend: "), "{line}");
+    }
+}
+
+fn frame_from(stream: &mut TcpStream) -> Vec<u8> {
+    let mut len = [0; 4];
+    stream.read_exact(&mut len).unwrap();
+    let mut message = vec![0; u32::from_be_bytes(len) as usize];
+    stream.read_exact(&mut message).unwrap();
+    message
+}
+
+/// So many bytes of the message, behind the length of all of it.
+fn frame_to(stream: &mut TcpStream, message: &[u8], bytes: usize) {
+    let len = (message.len() as u32).to_be_bytes();
+    let frame = [&len, &message[..bytes]].concat();
+    stream.write_all(&frame).unwrap();
 }
 
 /// Where something else than an SMB server is, or nothing.
