@@ -132,18 +132,11 @@ impl<'a> Connection<'a> {
             self.options.watch.doubt();
         }
         if ending.leaves_client() {
-            parting::wait_for_silence(&self.client, self.time_to_part());
+            parting::wait_for_silence(&self.client, parting::QUIET, PARTING, self.stop);
         }
         self.client.close(how(ending.leaves_client()));
         self.backend.close(how(ending.leaves_backend()));
         ending
-    }
-
-    fn time_to_part(&self) -> Duration {
-        match self.stop.deadline() {
-            Some(deadline) => PARTING.min(deadline.saturating_duration_since(Instant::now())),
-            None => PARTING,
-        }
     }
 
     /// A transfer that fails says little: the connection that ends with it knows why.

@@ -10,6 +10,9 @@ use std::time::{Duration, Instant};
 use smbdirect::engine::Channel;
 use smbdirect::transport::Transport;
 
+/// How long connections have to end at once, and to tell of it.
+const MOMENT: Duration = Duration::from_secs(1);
+
 /// The gateway's end, as connections see it.
 #[derive(Default)]
 pub(crate) struct Stop {
@@ -23,9 +26,15 @@ impl Stop {
         self.deadline.get().copied()
     }
 
-    /// Whether there is no time left.
+    /// Whether the gateway ends at once.
     pub(crate) fn at_once(&self) -> bool {
         self.at_once.load(Ordering::Relaxed)
+    }
+
+    /// Whether there is no time left.
+    pub(crate) fn is_over(&self) -> bool {
+        let passed = |deadline| deadline <= Instant::now();
+        self.at_once() || self.deadline().is_some_and(passed)
     }
 }
 
@@ -88,6 +97,13 @@ struct State {
     per_client: HashMap<IpAddr, usize>,
     /// Of connections that are gone.
     past: Totals,
+}
+
+impl State {
+    /// Those that are open, for what is to be called on them without the lock.
+    fn entries(&self) -> Vec<Arc<Entry>> {
+        self.open.values().cloned().collect()
+    }
 }
 
 /// One connection, as others see it.
@@ -217,21 +233,30 @@ impl Connections {
     /// The gateway ends at once.
     pub(crate) fn stop_at_once(&self) {
         self.stop.at_once.store(true, Ordering::Relaxed);
+        // With the lock in between: who waits has seen it or sleeps already.
         self.wake_all();
+        self.left.notify_all();
     }
 
-    /// Waits until all connections have ended, for at most this time.
+    /// Waits until all connections have ended, for at most this time; for a moment if the gateway
+    /// ends at once.
     pub(crate) fn wait_until_empty(&self, limit: Duration) {
-        let state = self.lock();
+        let in_order = |state: &mut State| !state.open.is_empty() && !self.stop.at_once();
+        self.wait_while(limit, in_order);
+        if self.stop.at_once() {
+            self.wait_while(limit.min(MOMENT), |state| !state.open.is_empty());
+        }
+    }
+
+    fn wait_while(&self, limit: Duration, waits: impl FnMut(&mut State) -> bool) {
         // Whether it took too long does not matter: the process ends either way.
-        let _ = self
-            .left
-            .wait_timeout_while(state, limit, |state| !state.open.is_empty());
+        let _ = self.left.wait_timeout_while(self.lock(), limit, waits);
     }
 
     fn wake_all(&self) {
-        for open in self.lock().open.values() {
-            if let Some(waker) = open.waker.get() {
+        let open = self.lock().entries();
+        for entry in open {
+            if let Some(waker) = entry.waker.get() {
                 waker.wake_by_ref();
             }
         }

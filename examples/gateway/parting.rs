@@ -10,23 +10,29 @@ use std::time::{Duration, Instant};
 use smbdirect::engine::Channel;
 use smbdirect::transport::{Transport, TransportExt};
 
+use crate::connections::Stop;
+
 /// Who has sent nothing for this time has nothing under way.
-const QUIET: Duration = Duration::from_millis(50);
+pub(crate) const QUIET: Duration = Duration::from_millis(50);
 /// How often is looked.
 const LOOK: Duration = Duration::from_millis(10);
 
-/// Waits until the client sends nothing, is gone, or `limit` is over.
-pub(crate) fn wait_for_silence(client: &Channel, limit: Duration) {
+/// Waits until the client has sent nothing for `quiet`, is gone, or there is no time left: `limit`
+/// is over, or the gateway ends.
+pub(crate) fn wait_for_silence(client: &Channel, quiet: Duration, limit: Duration, stop: &Stop) {
     let start = Instant::now();
     let mut receives = client.stats().receives;
     let mut heard = start;
-    while heard.elapsed() < QUIET && start.elapsed() < limit {
+    while start.elapsed() < limit && !stop.is_over() {
         if client.closed_blocking(Some(LOOK)).is_some() {
             return;
         }
         let now = client.stats().receives;
         if now != receives {
             (receives, heard) = (now, Instant::now());
+        } else if heard.elapsed() >= quiet {
+            // Only after a look: this thread may have had no processor for so long.
+            return;
         }
     }
 }

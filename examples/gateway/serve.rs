@@ -5,12 +5,12 @@ use std::task::Poll;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use smbdirect::engine::DirectListener;
-use smbdirect::transport::{Close, DisconnectReason, Error, Transport, TransportExt};
+use smbdirect::engine::{Channel, DirectListener};
+use smbdirect::transport::{Close, DisconnectReason, Error, Transport};
 
 use crate::backend::Backend;
 use crate::connection::{self, Connection};
-use crate::connections::{Connections, Entry};
+use crate::connections::{Connections, Entry, Stop};
 use crate::ending::Ending;
 use crate::parting;
 use crate::report::{Ended, Log};
@@ -110,12 +110,11 @@ impl Serving {
             }
             Err(error) => {
                 settings.watch.doubt();
-                parting::wait_for_silence(&entry.client, END_IN);
-                entry.client.close(END);
+                send_away(&entry.client, &self.connections.stop);
                 Ending::Unreachable(error)
             }
         };
-        entry.client.closed_blocking(Some(LINGER));
+        self.wait_for_end(&sleeper);
         let ended = Ended {
             id: entry.id,
             client,
@@ -127,4 +126,24 @@ impl Serving {
         settings.log.ended(&ended);
         self.connections.leave(entry);
     }
+
+    /// Waits until what was accepted is sent, or there is no time left for it.
+    fn wait_for_end(&self, sleeper: &Sleeper) {
+        let (client, start) = (&self.entry.client, Instant::now());
+        while client.poll_closed(&mut sleeper.context()).is_pending() {
+            if self.connections.stop.at_once() {
+                client.close(Close::Abort);
+            }
+            match LINGER.checked_sub(start.elapsed()) {
+                Some(left) => sleeper.sleep(Some(left)),
+                None => return,
+            }
+        }
+    }
+}
+
+/// Ends the connection of a client that is not served.
+fn send_away(client: &Channel, stop: &Stop) {
+    parting::wait_for_silence(client, parting::QUIET, END_IN, stop);
+    client.close(END);
 }

@@ -20,6 +20,7 @@ mod door;
 mod ending;
 #[path = "../../examples/common/json.rs"]
 mod json;
+mod leaving;
 mod model;
 #[path = "../../examples/gateway/ops.rs"]
 mod ops;

@@ -1,17 +1,12 @@
-//! A server that goes away and comes back: who may connect meanwhile, and how clients are left.
+//! A server that goes away and comes back: who may connect meanwhile.
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::task::Poll;
-use std::thread;
+use std::net::TcpListener;
 
-use smbdirect::engine::ChannelOptions;
+use smbdirect::transport::TransportExt;
 use smbdirect::transport::tcp::{Tcp, TcpOptions};
-use smbdirect::transport::{Close, Listener, Transport, TransportExt};
 
-use crate::parting::wait_for_silence;
 use crate::smb2::*;
-use crate::wake::Sleeper;
-use crate::world::{Choice, LONG, Server, World, reactor};
+use crate::world::{Choice, LONG, Server, World};
 
 fn watched(backend: String) -> World {
     let server = Server::new(Vec::new(), |_, _, _| {});
@@ -54,42 +49,4 @@ fn clients_are_refused_while_the_server_is_away() {
             break;
         }
     }
-}
-
-/// A client that would send without end has nothing under way when it is left: nothing is taken from
-/// it any more, and its credits are over.
-#[test]
-fn clients_are_not_left_amid_what_they_send() {
-    let (reactor, clients) = (reactor(), reactor());
-    let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    let listener = reactor.listen(&[any], ChannelOptions::default()).unwrap();
-    let address = listener.local_addresses()[0];
-    let client = clients.connect(address, ChannelOptions::default());
-    let client = client.wait().unwrap();
-    let sleeper = Sleeper::new();
-    let served = loop {
-        match listener.poll_accept_channel(&mut sleeper.context()) {
-            Poll::Ready(served) => break served.unwrap(),
-            Poll::Pending => sleeper.sleep(None),
-        }
-    };
-    thread::scope(|scope| {
-        let sending = scope.spawn(|| {
-            let message = [7; 4000];
-            while client.send_blocking(&message, Some(LONG)).is_ok() {}
-        });
-        while served.stats().receives == 0 {
-            thread::yield_now();
-        }
-        wait_for_silence(&served, LONG);
-        // It has none under way, and posts none.
-        while client.stats().sends != served.stats().receives {
-            thread::yield_now();
-        }
-        assert!(client.stats().stalls_send_credit.count > 0);
-        served.close(Close::Abort);
-        sending.join().unwrap();
-    });
-    clients.shutdown(LONG);
-    reactor.shutdown(LONG);
 }
