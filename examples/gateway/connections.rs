@@ -86,6 +86,8 @@ pub(crate) struct Connections {
     pub(crate) stop: Stop,
     max: usize,
     max_per_client: usize,
+    /// Nothing is called on a channel while it is locked, and none is dropped: channels take the
+    /// reactor's lock, under which the door asks for a place here.
     state: Mutex<State>,
     left: Condvar,
 }
@@ -163,22 +165,30 @@ impl Connections {
         }
     }
 
+    /// Whether there is a place for one more connection of this client; counts if not. Does not
+    /// keep it.
+    pub(crate) fn place_for(&self, client: IpAddr) -> Result<(), NoPlace> {
+        self.check(&mut self.lock(), client)
+    }
+
+    fn check(&self, state: &mut State, client: IpAddr) -> Result<(), NoPlace> {
+        let here = state.per_client.get(&client).copied().unwrap_or(0);
+        let no_place = if state.open.len() >= self.max {
+            NoPlace::Connections(self.max)
+        } else if here >= self.max_per_client {
+            NoPlace::PerClient(self.max_per_client)
+        } else {
+            return Ok(());
+        };
+        state.past.refused += 1;
+        Err(no_place)
+    }
+
     /// Takes a connection in, which [`leave`](Self::leave) must end.
     pub(crate) fn enter(&self, client: &Arc<Channel>) -> Result<Arc<Entry>, NoPlace> {
-        let mut state = self.lock();
         let address = client.info().peer.ip().to_canonical();
-        let here = state.per_client.get(&address).copied().unwrap_or(0);
-        let no_place = if state.open.len() >= self.max {
-            Some(NoPlace::Connections(self.max))
-        } else if here >= self.max_per_client {
-            Some(NoPlace::PerClient(self.max_per_client))
-        } else {
-            None
-        };
-        if let Some(no_place) = no_place {
-            state.past.refused += 1;
-            return Err(no_place);
-        }
+        let mut state = self.lock();
+        self.check(&mut state, address)?;
         let id = state.next;
         state.next += 1;
         *state.per_client.entry(address).or_default() += 1;
@@ -196,11 +206,11 @@ impl Connections {
 
     /// The connection has ended.
     pub(crate) fn leave(&self, entry: &Entry) {
+        let (address, moved) = (entry.address(), entry.moved());
         let mut state = self.lock();
-        if state.open.remove(&entry.id).is_none() {
+        let Some(gone) = state.open.remove(&entry.id) else {
             return;
-        }
-        let address = entry.address();
+        };
         if let Some(count) = state.per_client.get_mut(&address) {
             *count -= 1;
             if *count == 0 {
@@ -208,17 +218,20 @@ impl Connections {
             }
         }
         state.past.ended += 1;
-        state.past.moved.add(entry.moved());
+        state.past.moved.add(moved);
         drop(state);
+        drop(gone);
         self.left.notify_all();
     }
 
     pub(crate) fn totals(&self) -> Totals {
-        let state = self.lock();
-        let mut totals = state.past;
-        totals.open = state.open.len();
-        for open in state.open.values() {
-            totals.moved.add(open.moved());
+        let (mut totals, open) = {
+            let state = self.lock();
+            (state.past, state.entries())
+        };
+        totals.open = open.len();
+        for entry in open {
+            totals.moved.add(entry.moved());
         }
         totals
     }

@@ -1,4 +1,5 @@
-//! Who may come in: decided by the address, before a connection is one.
+//! Who may come in: decided by the address, before a connection is one. Who is connected first and
+//! then sent away may hang ([`parting`](crate::parting)).
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -9,16 +10,25 @@ use std::thread;
 use smbdirect::rdma::AcceptFilter;
 
 use crate::allow::Network;
+use crate::connections::{Connections, NoPlace};
 use crate::report::Log;
 use crate::sparing::Sparing;
 use crate::watch::Watch;
+
+/// What the log tells of who was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Refusal {
+    NotAllowed,
+    NoPlace(NoPlace),
+}
 
 /// The rules, and how many did not keep them.
 pub(crate) struct Door {
     allow: Vec<Network>,
     watch: Arc<Watch>,
+    connections: Arc<Connections>,
     /// Who is told of as refused.
-    refused: SyncSender<IpAddr>,
+    refused: SyncSender<(IpAddr, Refusal)>,
     not_allowed: AtomicU64,
     backend_away: AtomicU64,
 }
@@ -31,6 +41,7 @@ impl Door {
     pub(crate) fn new(
         allow: Vec<Network>,
         watch: Arc<Watch>,
+        connections: Arc<Connections>,
         log: Log,
     ) -> Result<Arc<Self>, String> {
         let (refused, told) = sync_channel(16);
@@ -38,6 +49,7 @@ impl Door {
         Ok(Arc::new(Self {
             allow,
             watch,
+            connections,
             refused,
             not_allowed: AtomicU64::new(0),
             backend_away: AtomicU64::new(0),
@@ -66,24 +78,34 @@ impl Door {
             self.allow.is_empty() || self.allow.iter().any(|network| network.contains(peer));
         if !allowed {
             self.not_allowed.fetch_add(1, Ordering::Relaxed);
-            // Who is not told of is counted.
-            let _ = self.refused.try_send(peer);
-            return false;
+            return self.refuse(peer, Refusal::NotAllowed);
         }
         if self.watch.is_away() {
             self.backend_away.fetch_add(1, Ordering::Relaxed);
             return false;
         }
-        true
+        match self.connections.place_for(peer) {
+            Ok(()) => true,
+            Err(why) => self.refuse(peer, Refusal::NoPlace(why)),
+        }
+    }
+
+    fn refuse(&self, peer: IpAddr, why: Refusal) -> bool {
+        // Who is not told of is counted.
+        let _ = self.refused.try_send((peer, why));
+        false
     }
 }
 
 /// Prints who was refused.
-fn tell_refused(refused: Receiver<IpAddr>, log: Log) -> Result<(), String> {
+fn tell_refused(refused: Receiver<(IpAddr, Refusal)>, log: Log) -> Result<(), String> {
     let tell = move || {
         let mut sparing = Sparing::new();
-        for client in refused {
-            sparing.tell(client, |client| log.not_allowed(*client));
+        for what in refused {
+            sparing.tell(what, |(client, why)| match why {
+                Refusal::NotAllowed => log.not_allowed(*client),
+                Refusal::NoPlace(why) => log.refused(*client, *why),
+            });
         }
     };
     let thread = thread::Builder::new().name("refusals".into());

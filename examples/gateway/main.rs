@@ -84,14 +84,19 @@ fn run(options: Options) -> Result<(), String> {
     });
     let backend = Backend::new(&options.backend, options.backend_timeout);
     let watch = Arc::new(Watch::default());
-    let door = Door::new(options.allow.clone(), watch.clone(), log.clone())?;
-    let Listening { reactors, listener } = listen::listen(&options, door.filter())?;
-    let local = listener.local_addresses();
-    let listener = Arc::new(listener);
     let connections = Arc::new(Connections::new(
         options.max_connections,
         options.max_per_client,
     ));
+    let door = Door::new(
+        options.allow.clone(),
+        watch.clone(),
+        connections.clone(),
+        log.clone(),
+    )?;
+    let Listening { reactors, listener } = listen::listen(&options, door.filter())?;
+    let local = listener.local_addresses();
+    let listener = Arc::new(listener);
     log.listening(&local, options.provider, &options.backend);
     if let (Some(path), Some(local)) = (&options.port_file, local.first()) {
         port_file::write(path, local.port())?;

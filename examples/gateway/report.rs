@@ -151,21 +151,16 @@ impl Log {
     }
 
     /// A connection that was not taken.
-    pub(crate) fn refused(&self, client: &Info, why: NoPlace) {
+    pub(crate) fn refused(&self, client: IpAddr, why: NoPlace) {
         let (option, limit) = match why {
             NoPlace::Connections(limit) => ("--max-connections", limit),
             NoPlace::PerClient(limit) => ("--max-per-client", limit),
         };
         self.line(
-            || {
-                format!(
-                    "refused client {}: there are {limit} connections ({option})",
-                    client.peer
-                )
-            },
+            || format!("refused client {client}: there are {limit} connections ({option})"),
             || {
                 Object::new()
-                    .text("refused", &client.peer.to_string())
+                    .text("refused", &client.to_string())
                     .text("limit", option)
                     .value("connections", limit)
             },

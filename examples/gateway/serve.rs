@@ -62,8 +62,13 @@ pub(crate) fn accept(
         let entry = match connections.enter(&client) {
             Ok(entry) => entry,
             Err(why) => {
-                settings.log.refused(client.info(), why);
-                client.close(END);
+                // There was a place when it came to the door.
+                let address = client.info().peer.ip().to_canonical();
+                settings.log.refused(address, why);
+                let connections = connections.clone();
+                let thread = thread::Builder::new().name("refused".into());
+                // Where there is no thread for it, it is closed at once.
+                let _ = thread.spawn(move || send_away(&client, &connections.stop));
                 continue;
             }
         };
