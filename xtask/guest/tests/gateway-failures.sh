@@ -1,11 +1,12 @@
 # devices: rxe siw
-# timeout: 240
+# timeout: 300
 # long: 900
 # stage: interop
 # uses: samba
 #
 # Mounts through the gateway survive, with the data right, what ends or disturbs their connection: the
-# gateway is stopped or killed and started again, the server behind it is killed, the link is cut.
+# gateway is stopped or killed and started again, the server behind it is killed, the link is cut. And
+# they do not mind that others are refused, who learn it at once and may come later.
 set -e
 # The short form: once is enough.
 [ "$DEVICE" = rxe ] || [ -n "$LONG" ] || exit 0
@@ -94,6 +95,21 @@ samba_again() {
     sleep 1
     run_samba
 }
+no_place() {
+    mount_share /mnt/a rdma,cache=none
+    if mount_share /mnt/b rdma,cache=none,nosharesock; then
+        echo "a mount for which there is no place"
+        return 1
+    fi
+    grep '"limit":"--max-connections"' "$GATEWAY_LOG"
+    copies /mnt/a 1 1048577
+    unmount /mnt/a
+    # The gateway may have to be told yet.
+    sleep 1
+    mount_share /mnt/b rdma,cache=none,nosharesock
+    copies /mnt/b 1 1048577
+    unmount /mnt/b
+}
 link_cut() { # seconds
     cut_link
     sleep "$1"
@@ -107,6 +123,9 @@ failures() { # provider of the gateway
     scenario "gateway stopped and restarted" 150 during reconnects gateway_in_order
     scenario "gateway killed and restarted" 150 during reconnects gateway_again
     [ -z "$LONG" ] || at_length "$1"
+    stop_gateway TERM
+    start_gateway $provider --max-connections 1
+    scenario "no place for a second mount" 100 no_place
     stop_gateway TERM
 }
 at_length() { # provider of the gateway
