@@ -587,11 +587,16 @@ impl Provider for IwarpProvider {
         }
         self.expire_timers(now);
         let mut left = budget - self.drain_events(out, budget);
-        while left > 0
-            && let Some(token) = self.work.pop_front()
-        {
-            self.work_on(token, now);
-            left -= self.drain_events(out, left);
+        // Each has one turn, whatever is left: a peer that sends faster than it is read, and nothing
+        // that makes events, would keep this from ever returning.
+        for _ in 0..self.work.len() {
+            if left == 0 {
+                break;
+            }
+            if let Some(token) = self.work.pop_front() {
+                self.work_on(token, now);
+                left -= self.drain_events(out, left);
+            }
         }
         self.pending()
     }

@@ -6,6 +6,8 @@ mod revisions;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::world::*;
@@ -396,4 +398,31 @@ fn a_peer_that_ends_a_drained_close_late_is_waited_for_until_the_deadline() {
     let reason = side.wait("end", |side| side.disconnected(conn));
     assert_eq!(reason, LossReason::Local);
     assert!(Instant::now() >= deadline);
+}
+
+/// An empty Write is legal at any time, needs no key and makes no event.
+#[test]
+fn a_peer_that_sends_faster_than_it_is_read_does_not_hold_the_others_up() {
+    const TOTAL: usize = 32 << 20;
+    let (mut side, _conn, raw) = initiator(IwarpConfig::default(), &SIW);
+    let empty = segment(Opcode::Write, Address::Tagged { tag: 0, offset: 0 });
+    let flood = framed(&empty, &[], raw.crc).repeat(500);
+    let written = Arc::new(AtomicUsize::new(0));
+    let counter = written.clone();
+    let mut stream = raw.stream;
+    stream.set_nonblocking(false).unwrap();
+    let writer = std::thread::spawn(move || {
+        while counter.load(Ordering::Relaxed) < TOTAL && stream.write_all(&flood).is_ok() {
+            counter.fetch_add(flood.len(), Ordering::Relaxed);
+        }
+    });
+    let mut most = 0;
+    while !writer.is_finished() {
+        let before = written.load(Ordering::Relaxed);
+        side.poll();
+        most = most.max(written.load(Ordering::Relaxed) - before);
+    }
+    assert!(most < TOTAL / 2, "{most} in one poll");
+    drop(side);
+    writer.join().unwrap();
 }
