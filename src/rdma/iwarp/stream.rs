@@ -24,6 +24,8 @@ const BULK: usize = 16 * 1024;
 const LOOKAHEAD: usize = 4096;
 /// Reads of one connection before the others have their turn.
 const READS_PER_TURN: usize = 16;
+/// Bytes written for one connection before the others have their turn.
+const WRITTEN_PER_TURN: u64 = 2 << 20;
 /// How long the peer may take to end its side after we ended the stream for its fault.
 const LINGER: Duration = Duration::from_secs(1);
 const NUDGES: u8 = 5;
@@ -110,6 +112,8 @@ pub(super) struct Stream {
     pub(super) hangup: bool,
     /// Writing failed; what the peer still sent is read.
     broken: bool,
+    /// The turn was over before the socket was full.
+    unfinished: bool,
     /// M09: a responder sends nothing before it has received an FPDU.
     hold: bool,
     /// A batch of which the socket has taken a part.
@@ -180,6 +184,7 @@ impl Stream {
             writable: true,
             hangup: false,
             broken: false,
+            unfinished: false,
             hold: false,
             pending: None,
             violation: None,
@@ -249,7 +254,7 @@ impl Stream {
 
     /// Whether there is something to do without waiting for the socket.
     pub(super) fn wants_turn(&self) -> bool {
-        self.readable
+        self.readable || self.unfinished
     }
 
     /// Moves what can be moved. Returns why the connection is gone, when it is.
@@ -291,7 +296,7 @@ impl Stream {
         qp.reap(conn, &mut shared.events);
         // A violation is found again, and handled, in the turn that follows.
         let nudge_waits = self.nudge.as_ref().is_some_and(|nudge| nudge.at.is_none());
-        result.is_err() || self.broken || nudge_waits
+        result.is_err() || self.broken || nudge_waits || self.unfinished
     }
 
     fn progress(&mut self, qp: &QueuePair, now: Instant) -> Option<LossReason> {
@@ -480,7 +485,13 @@ impl Stream {
     fn transmit(&mut self, qp: &mut QueuePair, shared: &mut Shared) -> Result<(), Violation> {
         qp.transmitter
             .execute_local(&mut qp.tags, self.pending.as_mut());
+        let end = qp.transmitter.written() + WRITTEN_PER_TURN;
+        self.unfinished = false;
         while self.writable && !self.broken {
+            if qp.transmitter.written() >= end {
+                self.unfinished = true;
+                break;
+            }
             if self.pending.is_none() {
                 let mut batch = shared.batch();
                 let filled = self.fill(qp, &mut batch);

@@ -18,7 +18,7 @@ use crate::rdma::iwarp::mpa::{self, Enhanced, Frame, Kind, Local, Rtr};
 use crate::rdma::iwarp::rdmap::{Opcode, ReadRequest, TermCode, Terminate};
 use crate::rdma::{
     Close, ConnId, ConnectParams, Event, ListenOptions, LossReason, Pieces, Provider, RdmaError,
-    RemoteAccess,
+    RemoteAccess, RemoteAddress,
 };
 
 /// A plain socket and the bytes that came from it.
@@ -425,4 +425,37 @@ fn a_peer_that_sends_faster_than_it_is_read_does_not_hold_the_others_up() {
     assert!(most < TOTAL / 2, "{most} in one poll");
     drop(side);
     writer.join().unwrap();
+}
+
+#[test]
+fn a_peer_that_reads_as_fast_as_it_is_sent_to_does_not_hold_the_others_up() {
+    const WRITES: usize = 64;
+    const LEN: usize = 1 << 20;
+    let (mut side, conn, raw) = responder(IwarpConfig::default(), &SIW);
+    let read = Arc::new(AtomicUsize::new(0));
+    let counter = read.clone();
+    let mut stream = raw.stream;
+    stream.set_nonblocking(false).unwrap();
+    let reader = std::thread::spawn(move || {
+        let mut chunk = vec![0; LEN];
+        while let Ok(len @ 1..) = stream.read(&mut chunk) {
+            counter.fetch_add(len, Ordering::Relaxed);
+        }
+    });
+    let bytes = filled(&pattern(1, LEN));
+    let to = RemoteAddress { address: 0, key: 1 };
+    let write = || crate::rdma::Operation::Write {
+        from: Pieces::one(bytes.clone()),
+        to,
+    };
+    side.post(conn, (0..WRITES).map(|_| write()).collect());
+    let by_then = read.load(Ordering::Relaxed);
+    assert!(by_then < WRITES * LEN / 2, "{by_then} in one call");
+    // The rest follows.
+    for _ in 0..WRITES {
+        side.wait("completion", |side| side.completed(conn));
+    }
+    drop(side);
+    reader.join().unwrap();
+    assert!(read.load(Ordering::Relaxed) > WRITES * LEN);
 }
