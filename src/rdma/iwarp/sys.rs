@@ -150,7 +150,9 @@ impl Socket {
                 self.set(libc::IPPROTO_IP, libc::IP_TOS, c_int::from(tos))
             }
             (Some(tos), SocketAddr::V6(_)) => {
-                self.set(libc::IPPROTO_IPV6, libc::IPV6_TCLASS, c_int::from(tos))
+                self.set(libc::IPPROTO_IPV6, libc::IPV6_TCLASS, c_int::from(tos))?;
+                // IPv4 comes over the sockets of `[::]` as well.
+                self.set(libc::IPPROTO_IP, libc::IP_TOS, c_int::from(tos))
             }
         }
     }
@@ -348,6 +350,30 @@ mod tests {
             let address: SocketAddr = address.parse().unwrap();
             assert_eq!(from_raw(&to_raw(address).0).unwrap(), address);
         }
+    }
+
+    #[test]
+    fn the_type_of_service_is_that_of_ipv4_on_a_socket_of_ipv6_too() {
+        // A host without IPv6 has nothing to test here.
+        let Ok(listener) = Socket::listen("[::]:0".parse().unwrap(), 1, Some(0x68)) else {
+            return;
+        };
+        let port = listener.local().unwrap().port();
+        let client = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+        // The connection may take a moment to be in the listener's queue.
+        let accepted = loop {
+            match listener.accept(Some(0x68)) {
+                Ok((accepted, _)) => break accepted,
+                Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
+            }
+        };
+        assert_eq!(
+            accepted.option(libc::IPPROTO_IP, libc::IP_TOS).unwrap(),
+            0x68
+        );
+        let class = accepted.option(libc::IPPROTO_IPV6, libc::IPV6_TCLASS);
+        assert_eq!(class.unwrap(), 0x68);
+        drop(client);
     }
 
     #[test]
