@@ -151,7 +151,7 @@ pub struct QpOptions {
     pub receive_depth: u32,
     /// Pieces of a gather list; at most [`MAX_PIECES`](super::MAX_PIECES).
     pub max_gather: u32,
-    /// Bytes that should fit inline into a request, where the device can.
+    /// Bytes that should fit inline into a request of one piece, where the device can.
     pub inline: u32,
 }
 

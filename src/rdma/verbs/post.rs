@@ -318,8 +318,9 @@ impl Workspace {
                 lkey: piece.local_key(),
             });
         }
-        work.num_sge = (self.pieces.len() - before) as i32;
-        if work.num_sge > 0 && pieces.bytes() <= limits.inline {
+        let count = self.pieces.len() - before;
+        work.num_sge = count as i32;
+        if goes_inline(count, pieces.bytes(), limits.inline) {
             work.send_flags |= sys::SEND_INLINE;
         }
         Some(())
@@ -388,6 +389,12 @@ struct Limits {
     inline: usize,
 }
 
+/// Whether so many pieces are copied into the request itself, which has room for `limit` bytes. One piece only: of more,
+/// some device libraries send the first and lose the rest, without an error (i40iw's, and irdma's until 2022).
+fn goes_inline(pieces: usize, bytes: usize, limit: usize) -> bool {
+    pieces == 1 && bytes <= limit
+}
+
 /// How many requests of a chain were taken before the bad one. Where a device library names none, any may have been
 /// taken: all stay in the ring until the queue pair ends, for the device may use their memory.
 fn position(first: usize, bad: usize, size: usize, built: usize) -> usize {
@@ -418,6 +425,14 @@ mod tests {
         assert_eq!(position(1000, 0, 8, 4), 4);
         assert_eq!(position(1000, 1032, 8, 4), 4);
         assert_eq!(position(1000, 1003, 8, 4), 4);
+    }
+
+    #[test]
+    fn only_one_piece_goes_inline() {
+        assert!(goes_inline(1, 64, 64));
+        assert!(!goes_inline(1, 65, 64));
+        assert!(!goes_inline(2, 8, 64));
+        assert!(!goes_inline(0, 0, 64));
     }
 
     #[test]
