@@ -330,8 +330,11 @@ impl Workspace {
         let (first, mut piece) = (self.sends.as_mut_ptr(), self.pieces.as_mut_ptr());
         let count = self.sends.len();
         for (i, (request, pieces)) in self.sends.iter_mut().zip(&self.counts).enumerate() {
-            request.sg_list = piece;
-            piece = piece.wrapping_add(*pieces);
+            // None where there is none: a device library may look at the first all the same (irdma's until 2022).
+            if *pieces > 0 {
+                request.sg_list = piece;
+                piece = piece.wrapping_add(*pieces);
+            }
             if i + 1 < count {
                 request.next = first.wrapping_add(i + 1);
             }
@@ -433,6 +436,24 @@ mod tests {
         assert!(!goes_inline(1, 65, 64));
         assert!(!goes_inline(2, 8, 64));
         assert!(!goes_inline(0, 0, 64));
+    }
+
+    #[test]
+    fn a_request_has_its_pieces_and_one_without_has_none() {
+        let mut workspace = Workspace::new();
+        for count in [0, 2, 0, 1, 0] {
+            // SAFETY: structures of numbers and pointers, for which all zeroes is valid.
+            let (work, piece): (sys::ibv_send_wr, sys::ibv_sge) =
+                unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
+            workspace.sends.push(work);
+            workspace.counts.push(count);
+            workspace.pieces.extend(std::iter::repeat_n(piece, count));
+        }
+        workspace.link_sends();
+        let first = workspace.pieces.as_mut_ptr();
+        let lists: Vec<_> = workspace.sends.iter().map(|work| work.sg_list).collect();
+        let none = std::ptr::null_mut();
+        assert_eq!(lists, [none, first, none, first.wrapping_add(2), none]);
     }
 
     #[test]
