@@ -158,11 +158,12 @@ impl Workspace {
         chain: &mut VecDeque<SendRequest>,
     ) -> Result<(), PostError> {
         while !chain.is_empty() {
+            let unsignalled = conn.unsignalled;
             let refused = self.build_sends(conn, id, chain);
             let built = self.sends.len();
             if built > 0 {
                 self.link_sends();
-                self.ring_sends(conn, built, chain)?;
+                self.ring_sends(conn, built, unsignalled, chain)?;
             }
             refused?;
         }
@@ -341,10 +342,12 @@ impl Workspace {
         }
     }
 
+    /// `unsignalled` is what was so before the chain.
     fn ring_sends(
         &mut self,
         conn: &mut Conn,
         built: usize,
+        unsignalled: usize,
         chain: &mut VecDeque<SendRequest>,
     ) -> Result<(), PostError> {
         let Some(queue_pair) = &conn.queue_pair else {
@@ -371,6 +374,13 @@ impl Workspace {
         let Err(error) = posted else {
             return Ok(());
         };
+        // One that was to be signalled may not have been taken.
+        conn.unsignalled = (self.sends[..taken].iter()).fold(unsignalled, |count, work| {
+            match work.send_flags & sys::SEND_SIGNALED {
+                0 => count + 1,
+                _ => 0,
+            }
+        });
         for _ in taken..built {
             let Some(Posted { request, .. }) = conn.sends.unpush() else {
                 break;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::end::check;
 use super::world::{PATIENCE, Who, World, addresses};
 use crate::rdma::{
-    Armed, CompletionStatus, Event, Fabric, IoBuf, Operation, Pieces, PostError, Provider,
+    Armed, CompletionStatus, Event, Fabric, IoBuf, IoBytes, Operation, Pieces, PostError, Provider,
     RemoteAccess, RemoteAddress, SendRequest, Slab, SlabOptions,
 };
 
@@ -140,6 +140,58 @@ fn a_chain_is_taken_up_to_the_first_that_is_refused() {
             _ => None,
         });
         assert_eq!(done, (cookie as u64, CompletionStatus::Success));
+    }
+    world.end((client, server));
+}
+
+/// Room in the queue comes back with a signalled request only: one that was to be signalled and is refused leaves that to
+/// the next.
+#[test]
+fn a_refused_request_leaves_no_queue_without_completions() {
+    let Some(mut world) = World::new() else {
+        return;
+    };
+    let (client, server) = world.connect();
+    let window = server.expose(&mut world, RemoteAccess::Write, 1);
+    let (small, large) = (client.bytes(32, 2), client.bytes(2048, 3));
+    let to = RemoteAddress {
+        address: window.address,
+        key: window.key,
+    };
+    let writes = |bytes: &IoBytes, count: usize| -> VecDeque<SendRequest> {
+        let write = |_| SendRequest {
+            cookie: 0,
+            signalled: false,
+            operation: Operation::Write {
+                from: Pieces::one(bytes.clone()),
+                to,
+            },
+        };
+        (0..count).map(write).collect()
+    };
+    let post = |world: &mut World, mut chain: VecDeque<SendRequest>| {
+        let posted = world.client.verbs.post_send(client.conn, &mut chain);
+        posted.map(|()| assert!(chain.is_empty()))
+    };
+    // Half of the queue, but for one, and again; in between one that the device refuses: it is more than goes inline.
+    for _ in 0..2 {
+        post(&mut world, writes(&small, 31)).unwrap();
+        let conn = world.client.verbs.conn_mut(client.conn).unwrap();
+        let queue_pair = conn.queue_pair.as_mut().unwrap();
+        let inline = std::mem::replace(&mut queue_pair.inline, 1 << 20);
+        let refused = post(&mut world, writes(&large, 1));
+        assert!(matches!(refused, Err(PostError::Failed(_))), "{refused:?}");
+        let conn = world.client.verbs.conn_mut(client.conn).unwrap();
+        conn.queue_pair.as_mut().unwrap().inline = inline;
+    }
+    post(&mut world, writes(&small, 2)).unwrap();
+    drop((small, large));
+    for _ in 0..64 {
+        let (status, _) = world.wait(Who::Client, |event| match event {
+            Event::Completed { status, .. } => Some(*status),
+            _ => None,
+        });
+        assert_eq!(status, CompletionStatus::Success);
     }
     world.end((client, server));
 }
