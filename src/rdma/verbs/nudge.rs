@@ -66,6 +66,13 @@ impl Nudge {
     }
 }
 
+/// The id of a nudge. It completes only when it is flushed, and may do so when its connection is over and another has
+/// the place: it must not be a request of that one, nor of those that come soon after.
+fn nobody(conn: ConnId) -> WorkId {
+    let before = conn.generation.wrapping_sub(1);
+    WorkId::new(Queue::Send, conn.index, before, 0)
+}
+
 impl Conn {
     /// Wakes up who sleeps, if it is time.
     pub(super) fn nudge(&mut self, id: ConnId, now: Instant) {
@@ -83,9 +90,7 @@ impl Conn {
             Sleeper::Peer => sys::wr_opcode::IBV_WR_RDMA_WRITE,
             Sleeper::Own => sys::wr_opcode::IBV_WR_RDMA_READ,
         };
-        // Completed only when it is flushed, and then nobody's: the id of a connection that is not there.
-        let stranger = id.generation.wrapping_add(1);
-        work.wr_id = WorkId::new(Queue::Send, id.index, stranger, 0).pack();
+        work.wr_id = nobody(id).pack();
         let mut bad = std::ptr::null_mut();
         // SAFETY: the queue pair is alive; the request has no memory and is read within the call.
         let posted = unsafe { sys::ibv_post_send(queue_pair.raw(), &mut work, &mut bad) };
@@ -110,5 +115,23 @@ mod tests {
         }
         assert_eq!(times, [50, 150, 350, 750, 1550]);
         assert_eq!(times.len(), NUDGES as usize);
+    }
+
+    #[test]
+    fn a_nudge_is_no_request_of_its_connection_nor_of_those_that_follow() {
+        for first in [0, 1, 0x7fff, u32::MAX] {
+            let id = nobody(ConnId {
+                index: 5,
+                generation: first,
+            });
+            for later in 0..1000 {
+                let generation = first.wrapping_add(later);
+                assert_ne!(
+                    id.generation,
+                    WorkId::short(generation),
+                    "{first} + {later}"
+                );
+            }
+        }
     }
 }
