@@ -291,8 +291,39 @@ pub(super) fn probe(
     };
     let quirks = Quirks::of(device.vendor_id, fabric, options);
     let max_entries = count(device.max_cqe).max(1);
-    let capabilities = evaluate(name(context), fabric, &device, &link, &quirks);
+    // SAFETY: the caller's context is open.
+    let makes_windows = || unsafe { makes_windows(context) };
+    let capabilities = evaluate(
+        name(context),
+        fabric,
+        &device,
+        &link,
+        &quirks,
+        makes_windows,
+    );
     Ok((capabilities, quirks, max_entries))
+}
+
+/// Whether windows of type 2 can be made, tried out: that a device has them is what its driver says, and its library may
+/// know nothing of them yet (irdma's learned it after the driver).
+///
+/// # Safety
+/// `context` is open.
+unsafe fn makes_windows(context: *mut sys::ibv_context) -> bool {
+    // SAFETY: the caller's promise. The window is freed before its domain, both once, and nothing else is in it.
+    unsafe {
+        let domain = sys::ibv_alloc_pd(context);
+        if domain.is_null() {
+            return false;
+        }
+        let window = sys::ibv_alloc_mw(domain, sys::MW_TYPE_2);
+        let made = !window.is_null();
+        if made {
+            sys::ibv_dealloc_mw(window);
+        }
+        sys::ibv_dealloc_pd(domain);
+        made
+    }
 }
 
 fn evaluate(
@@ -301,9 +332,13 @@ fn evaluate(
     device: &sys::ibv_device_attr,
     link: &sys::ibv_port_attr,
     quirks: &Quirks,
+    makes_windows: impl FnOnce() -> bool,
 ) -> Capabilities {
     let has = |flag: u32| device.device_cap_flags & flag != 0;
-    let windows = quirks.windows && has(sys::DEVICE_MEM_WINDOW_TYPE_2B) && device.max_mw != 0;
+    let windows = quirks.windows
+        && has(sys::DEVICE_MEM_WINDOW_TYPE_2B)
+        && device.max_mw != 0
+        && makes_windows();
     let exposure = if windows {
         Exposure::Window
     } else {
@@ -376,7 +411,7 @@ mod tests {
         // SAFETY: a structure of numbers.
         let link = unsafe { std::mem::zeroed() };
         let quirks = Quirks::of(device.vendor_id, fabric, options);
-        evaluate("a".into(), fabric, device, &link, &quirks)
+        evaluate("a".into(), fabric, device, &link, &quirks, || true)
     }
 
     #[test]
@@ -391,6 +426,24 @@ mod tests {
             (card.max_responder_resources, card.max_initiator_depth),
             (128, 254)
         );
+    }
+
+    #[test]
+    fn a_device_whose_library_makes_no_windows_registers() {
+        let flags = sys::DEVICE_MEM_WINDOW_TYPE_2B | sys::DEVICE_MEM_MGT_EXTENSIONS;
+        // SAFETY: a structure of numbers.
+        let link = unsafe { std::mem::zeroed() };
+        let quirks = Quirks::of(0x8086, Fabric::Roce, &PLAIN);
+        let of = |flags, makes: &dyn Fn() -> bool| {
+            let device = device(flags, 0x8086);
+            evaluate("a".into(), Fabric::Roce, &device, &link, &quirks, makes)
+        };
+        let card = of(flags, &|| false);
+        assert_eq!(card.exposure, Exposure::Registration);
+        assert!(!card.remote_invalidation() && card.send_with_invalidate);
+        // Where the driver has none nobody tries.
+        let none = of(sys::DEVICE_MEM_MGT_EXTENSIONS, &|| panic!("tried"));
+        assert_eq!(none.exposure, Exposure::Registration);
     }
 
     #[test]
