@@ -98,10 +98,9 @@ fn rejected(event: &CmEvent) -> RdmaError {
     };
     match event.status {
         sys::REJECT_INVALID_SERVICE => RdmaError::Refused,
-        sys::REJECT_CONSUMER => by_the_peer(),
         status if status == -libc::ECONNREFUSED => RdmaError::Refused,
-        status if status < 0 => by_the_peer(),
-        _ => RdmaError::Refused,
+        // Of its program (28), or of its connection manager: no resources, a queue pair that it takes for another's.
+        _ => by_the_peer(),
     }
 }
 
@@ -181,6 +180,8 @@ mod tests {
             private_data: vec![1],
         };
         assert_eq!(rejected(28), no);
+        // No resources; a stale connection.
+        assert_eq!((rejected(3), rejected(10)), (no.clone(), no.clone()));
         assert_eq!(rejected(-libc::ECONNRESET), no);
     }
 

@@ -69,8 +69,6 @@ pub(super) const OPTION_ID_TOS: i32 = 0;
 pub(super) const OPTION_ID_AFONLY: i32 = 2;
 pub(super) const OPTION_ID_ACK_TIMEOUT: i32 = 3;
 
-/// IB CM: the reject came from the application.
-pub(super) const REJECT_CONSUMER: i32 = 28;
 /// IB CM: nobody listens.
 pub(super) const REJECT_INVALID_SERVICE: i32 = 8;
 
