@@ -78,7 +78,8 @@ impl Listener {
 /// Whether an address could not be bound to because a listener has its port. Where one of the two is
 /// on every address, Linux says EADDRNOTAVAIL, as of an address that is nobody's.
 fn is_taken(channel: &Arc<EventChannel>, address: SocketAddr, error: &io::Error) -> bool {
-    let any_port = SocketAddr::new(address.ip(), 0);
+    let mut any_port = address;
+    any_port.set_port(0);
     error.raw_os_error() == Some(libc::EADDRNOTAVAIL)
         && CmId::new(channel).is_ok_and(|cm| cm.bind(any_port).is_ok())
 }

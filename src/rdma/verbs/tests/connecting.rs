@@ -1,11 +1,11 @@
 //! Finding the peer and its device, and shaking hands.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::time::{Duration, Instant};
 
 use super::end::End;
 use super::world::{Side, Who, World, addresses};
-use crate::rdma::verbs::{device_for, devices};
+use crate::rdma::verbs::{device_for, devices, interfaces};
 use crate::rdma::{
     CompletionStatus, ConnectParams, Event, Fabric, FabricFilter, ListenOptions, LossReason,
     Provider, RdmaError, ResolveOptions,
@@ -113,6 +113,34 @@ fn nobody_there_is_refused() {
     let reason = world.disconnected(&client);
     assert_eq!(reason, LossReason::Failed(RdmaError::Refused));
     world.balanced(&client);
+}
+
+/// A link-local address is one on a link only: without its scope nothing can be bound to it.
+#[test]
+fn a_link_local_address_whose_port_is_taken_is_not_without_a_device() {
+    let Some(mut world) = World::new() else {
+        return;
+    };
+    let link = std::env::var("REMOTE_LINK").unwrap_or("v1".into());
+    let own = interfaces().into_iter().find_map(|own| match own.address {
+        IpAddr::V6(ip) if own.name == link && ip.is_unicast_link_local() => Some((ip, own.index)),
+        _ => None,
+    });
+    let (ip, scope) = own.expect("the guest's links have one each");
+    let verbs = &mut world.server.verbs;
+    let options = ListenOptions::default();
+    let everywhere = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), 0);
+    let everywhere = verbs.listen(everywhere, &options).unwrap();
+    let port = verbs.listener_address(everywhere).unwrap().port();
+    let there = |port| SocketAddr::V6(SocketAddrV6::new(ip, port, 0, scope));
+    let taken = there(port);
+    assert_eq!(
+        verbs.listen(taken, &options),
+        Err(RdmaError::AddressInUse(taken))
+    );
+    verbs.unlisten(everywhere);
+    let listener = verbs.listen(there(0), &options).unwrap();
+    verbs.unlisten(listener);
 }
 
 #[test]
