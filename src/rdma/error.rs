@@ -10,7 +10,7 @@ use super::FabricFilter;
 #[non_exhaustive]
 pub enum RdmaError {
     /// The system refused.
-    #[error("{operation} failed: {}", Cause(*errno))]
+    #[error("{operation} failed: {}{}", Cause(*errno), of_queues(*operation, *errno))]
     Os {
         /// What was tried.
         operation: RdmaOperation,
@@ -292,6 +292,17 @@ fn terminate_text(layer: u8, error_type: u8, code: u8) -> &'static str {
     }
 }
 
+/// What else it may be: cards have their queues in memory of the process, which is locked.
+fn of_queues(operation: RdmaOperation, errno: i32) -> &'static str {
+    match (operation, errno) {
+        (RdmaOperation::CreateCompletionQueue | RdmaOperation::CreateQueuePair, libc::ENOMEM) => {
+            "; or the queues are more than may be locked: raise the limit with `ulimit -l`, \
+             LimitMEMLOCK= of the unit, or /etc/security/limits.d"
+        }
+        _ => "",
+    }
+}
+
 /// A number of the system's, as text with what can be done about it.
 pub(crate) struct Cause(pub(crate) i32);
 
@@ -452,6 +463,20 @@ pub enum PostError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_queue_without_memory_may_lack_locked_memory() {
+        let text = |operation, errno| RdmaError::Os { operation, errno }.to_string();
+        let locked = |text: &str| text.contains("ulimit -l");
+        for operation in [
+            RdmaOperation::CreateCompletionQueue,
+            RdmaOperation::CreateQueuePair,
+        ] {
+            assert!(locked(&text(operation, libc::ENOMEM)));
+            assert!(!locked(&text(operation, libc::EINVAL)));
+        }
+        assert!(!locked(&text(RdmaOperation::AllocateMemory, libc::ENOMEM)));
+    }
 
     #[test]
     fn every_terminate_has_its_text() {
