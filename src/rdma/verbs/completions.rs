@@ -207,7 +207,8 @@ impl Verbs {
             return;
         }
         if conn.joined && !conn.held() && conn.state != State::Leaving {
-            conn.cm.disconnect();
+            let device = conn.device.map(|device| &self.devices[device]);
+            conn.disconnect(device);
         }
         conn.state = State::Flushing;
         conn.gone = (conn.queue_pair.as_ref()).is_some_and(|queue_pair| !queue_pair.flush());
@@ -253,7 +254,7 @@ impl Verbs {
         let late = conn.deadline.is_some_and(|deadline| now >= deadline);
         if conn.state == State::Draining && (conn.sends.is_empty() || late) {
             match iwarp {
-                true => conn.cm.disconnect(),
+                true => conn.disconnect(conn.device.map(|device| &self.devices[device])),
                 false => conn.cm.leave(),
             }
             conn.state = State::Leaving;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::cm::CmId;
+use super::device::Device;
 use super::domain::ProtectionDomain;
 use super::nudge::Nudge;
 use super::resources::QueuePair;
@@ -208,6 +209,17 @@ impl Conn {
     /// Nothing posted is left.
     pub(super) fn idle(&self) -> bool {
         self.sends.is_empty() && self.receives.is_empty()
+    }
+
+    /// Tells the peer that we leave. What is under way comes back, if not by that, then by [`QueuePair::flush`].
+    pub(super) fn disconnect(&self, device: Option<&Device>) {
+        if !self.sends.is_empty()
+            && device.is_some_and(|device| device.quirks.closing_keeps_reads)
+            && let Some(queue_pair) = &self.queue_pair
+        {
+            queue_pair.flush();
+        }
+        self.cm.disconnect();
     }
 
     /// Destroys the queue pair. From then on everything posted may be given back.

@@ -38,6 +38,8 @@ pub(super) struct Quirks {
     pub(super) signalled_from: usize,
     /// Whether an acceptor's first message may lie unread until more arrives.
     pub(super) overlooks_first: bool,
+    /// Whether what a queue pair has under way does not come back once its connection was closed.
+    pub(super) closing_keeps_reads: bool,
     /// For people.
     pub(super) notes: Vec<&'static str>,
 }
@@ -57,6 +59,7 @@ impl Quirks {
             connect_sleeps: false,
             signalled_from: usize::MAX,
             overlooks_first: false,
+            closing_keeps_reads: false,
             notes: Vec::new(),
         };
         if iwarp {
@@ -92,6 +95,10 @@ impl Quirks {
                 quirks.connect_sleeps = true;
                 quirks.overlooks_first = true;
                 quirks.has(&list::SIW_OVERLOOKS_FIRST);
+                // Its state between closing and closed flushes the send queue only if a request is being sent: a Read that
+                // waits for its answer is none.
+                quirks.closing_keeps_reads = true;
+                quirks.has(&list::SIW_CLOSING);
                 // What is not signalled it gives to TCP by reference, from one page on, and TCP sends and repeats it
                 // when it likes. The payload of a signalled request is copied.
                 quirks.signalled_from = 4096;

@@ -116,6 +116,41 @@ fn a_peer_that_aborts_is_noticed() {
     assert_eq!(posted, Err(PostError::Closed));
 }
 
+/// By themselves, and not because the queue pair is destroyed under them when its time is over: no time goes by here.
+#[test]
+fn reads_under_way_come_back_when_their_connection_is_closed() {
+    let Some(mut world) = World::new() else {
+        return;
+    };
+    for late in [false, true, false, true] {
+        let (client, server) = world.connect();
+        let window = server.expose(&mut world, RemoteAccess::Read, 1);
+        let read = || SendRequest {
+            cookie: 0,
+            signalled: true,
+            operation: client.read(EXPOSED, &window),
+        };
+        let mut chain: VecDeque<SendRequest> = (0..4).map(|_| read()).collect();
+        let verbs = &mut world.client.verbs;
+        verbs.post_send(client.conn, &mut chain).unwrap();
+        let now = Instant::now();
+        // At once, or when there is no time left for what is posted.
+        let how = if late {
+            Close::Drain(now)
+        } else {
+            Close::Abort
+        };
+        verbs.close(client.conn, how, now);
+        world.client.disconnected_without_time();
+        assert_eq!(world.disconnected(&client), LossReason::Local);
+        world.disconnected(&server);
+        world.client.events.clear();
+        world.balanced(&client);
+        world.balanced(&server);
+        assert_eq!(client.bulk.free(), client.bulk.count());
+    }
+}
+
 #[test]
 fn closing_in_any_state_gives_everything_back() {
     let Some(mut world) = World::new() else {

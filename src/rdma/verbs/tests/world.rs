@@ -53,6 +53,18 @@ impl Side {
         self.verbs.poll(Instant::now(), &mut self.events, 16);
     }
 
+    /// Polls until a connection is gone, without any time going by for the provider.
+    pub(super) fn disconnected_without_time(&mut self) {
+        let now = Instant::now();
+        let gone = |event: &Event| matches!(event, Event::Disconnected { .. });
+        while !self.events.iter().any(gone) {
+            // Else the descriptors are looked at from time to time only.
+            let _ = self.verbs.arm();
+            self.verbs.poll(now, &mut self.events, 16);
+            assert!(now.elapsed() < PATIENCE, "{:?}", self.events);
+        }
+    }
+
     pub(super) fn take<T>(
         &mut self,
         wanted: &mut impl FnMut(&Event) -> Option<T>,
