@@ -285,14 +285,37 @@ impl Verbs {
         // A queue that was flushed from outside waits a little for the reason.
         let explained = conn.reason.is_some() || conn.peer_left;
         let graced = now + FLUSH_TIME >= deadline + GRACE;
-        if conn.idle() && !explained && !graced {
+        let over = self.all_has_come(index);
+        if over && !explained && !graced {
             let soon = deadline - FLUSH_TIME + GRACE;
             self.wake_by(Some(soon));
         }
-        let Some(conn) = self.conns[index as usize].content.as_ref() else {
+        over && (explained || graced)
+    }
+
+    /// Whether nothing that was posted to a flushed queue pair will come back by itself any more.
+    fn all_has_come(&mut self, index: u32) -> bool {
+        let Some(conn) = self.conns[index as usize].content.as_mut() else {
+            return true;
+        };
+        if conn.idle() {
+            return true;
+        }
+        let (Some(device), Some((queue, _))) = (conn.device, conn.reserved) else {
             return false;
         };
-        conn.idle() && (explained || graced)
+        if !self.devices[device].quirks.flushes_at_once {
+            return false;
+        }
+        // What the flush has brought is handled by the next poll.
+        if !std::mem::replace(&mut conn.swept, true) {
+            self.sweep(device, queue);
+            self.recheck = true;
+            return false;
+        }
+        let handled = self.completions.is_empty();
+        self.recheck |= !handled;
+        handled
     }
 
     /// Takes a connection apart, in order, and reports its end.

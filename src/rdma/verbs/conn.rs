@@ -98,6 +98,8 @@ pub(super) struct Conn {
     pub(super) nudge: Option<Nudge>,
     /// The kernel has destroyed the queue pair, with the device: nothing posted comes back by itself.
     pub(super) gone: bool,
+    /// The completion queue was emptied since the queue pair was flushed.
+    pub(super) swept: bool,
     /// The connection manager has said that the peer left.
     pub(super) peer_left: bool,
     pub(super) depths: Depths,
@@ -181,6 +183,7 @@ impl Conn {
             reason: None,
             nudge: None,
             gone: false,
+            swept: false,
             peer_left: false,
             depths: Depths::default(),
             private_data: Vec::new(),

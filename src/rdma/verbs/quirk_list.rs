@@ -44,6 +44,8 @@ quirks! {
         a_first_message_that_soft_iwarp_overlooked_is_found;
     SIW_CLOSING: "soft-iWARP keeps the Reads of a connection that was closed: they are flushed before",
         reads_under_way_come_back_when_their_connection_is_closed;
+    SIW_LATE: "soft-iWARP keeps what is posted when the peer has just left: not waited for",
+        what_is_posted_after_the_peer_has_left_comes_back;
     SIW_SIGNALLED: "soft-iWARP sends memory of unsignalled requests after their end: all large ones are signalled",
         memory_of_a_finished_write_is_used_again_at_once;
     SIW_ORDER: "soft-iWARP completes Sends and Writes before elder Reads: put in order",

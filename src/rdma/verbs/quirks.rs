@@ -40,6 +40,8 @@ pub(super) struct Quirks {
     pub(super) overlooks_first: bool,
     /// Whether what a queue pair has under way does not come back once its connection was closed.
     pub(super) closing_keeps_reads: bool,
+    /// Whether all that a flush brings is in the completion queue when it returns, and the rest never comes.
+    pub(super) flushes_at_once: bool,
     /// For people.
     pub(super) notes: Vec<&'static str>,
 }
@@ -60,6 +62,7 @@ impl Quirks {
             signalled_from: usize::MAX,
             overlooks_first: false,
             closing_keeps_reads: false,
+            flushes_at_once: false,
             notes: Vec::new(),
         };
         if iwarp {
@@ -99,6 +102,9 @@ impl Quirks {
                 // waits for its answer is none.
                 quirks.closing_keeps_reads = true;
                 quirks.has(&list::SIW_CLOSING);
+                // Its queues are memory of the process, too: it looks into them at the connection's end, and not again.
+                quirks.flushes_at_once = true;
+                quirks.has(&list::SIW_LATE);
                 // What is not signalled it gives to TCP by reference, from one page on, and TCP sends and repeats it
                 // when it likes. The payload of a signalled request is copied.
                 quirks.signalled_from = 4096;

@@ -151,6 +151,45 @@ fn reads_under_way_come_back_when_their_connection_is_closed() {
     }
 }
 
+/// The device may know that the connection is over while nobody has asked it. What is posted then comes back without any
+/// time going by, though the device may never give it back.
+#[test]
+fn what_is_posted_after_the_peer_has_left_comes_back() {
+    let Some(mut world) = World::new() else {
+        return;
+    };
+    let (client, server) = world.connect();
+    world.close(&server, Close::Abort);
+    let (mut reason, limit) = (None, Instant::now() + PATIENCE);
+    while reason.is_none() {
+        world.server.poll();
+        reason = world.server.take(&mut |event| match event {
+            Event::Disconnected { reason, .. } => Some(reason.clone()),
+            _ => None,
+        });
+        assert!(Instant::now() < limit);
+    }
+    // The way of its leaving to the client's device.
+    thread::sleep(Duration::from_millis(200));
+    let verbs = &mut world.client.verbs;
+    let mut receives = (0..8).map(|_| client.messages.take().unwrap()).collect();
+    let _ = verbs.post_receive(client.conn, &mut receives);
+    let mut sends = (0..4)
+        .map(|cookie| SendRequest {
+            cookie,
+            signalled: true,
+            operation: client.send(100, 1),
+        })
+        .collect();
+    let _ = verbs.post_send(client.conn, &mut sends);
+    drop((receives, sends));
+    world.client.disconnected_without_time();
+    world.client.events.clear();
+    world.server.events.clear();
+    world.balanced(&client);
+    world.balanced(&server);
+}
+
 #[test]
 fn closing_in_any_state_gives_everything_back() {
     let Some(mut world) = World::new() else {
