@@ -193,6 +193,11 @@ impl Receiver {
         self.reads.push_back(sink);
     }
 
+    /// Which of the reads of ours has this tag for its sink, the oldest being 0.
+    pub(super) fn read_with(&self, sink_tag: u32) -> Option<usize> {
+        self.reads.iter().position(|read| read.tag == sink_tag)
+    }
+
     /// Forgets the reads of ours.
     pub(super) fn forget_reads(&mut self) {
         self.reads.clear();

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::batch::Batch;
 use super::fpdu::{MAX_MULPDU, MIN_MULPDU, MarkerWriter, mulpdu};
 use super::mpa::{Rtr, Settings};
-use super::rdmap::{Opcode, Terminate};
+use super::rdmap::{Opcode, ReadRequest, Terminate};
 use super::receive::{Action, Receiver, Violation};
 use super::sys::Socket;
 use super::tags::Tags;
@@ -424,7 +424,7 @@ impl Stream {
                 }
                 Some(Action::ReadRequested(read)) => qp.transmitter.respond(read)?,
                 Some(Action::ReadDone) => {
-                    qp.transmitter.read_done(CompletionStatus::Success);
+                    qp.transmitter.read_done(0, CompletionStatus::Success);
                     qp.reap(conn, &mut shared.events);
                 }
                 Some(Action::Terminated(terminate)) => {
@@ -449,13 +449,21 @@ impl Stream {
                 _ => None,
             });
         if operation == Some(RdmaOperation::Read) {
-            qp.receiver.forget_reads();
-            qp.transmitter
-                .read_done(if (code.layer, code.error_type) == (0, 1) {
-                    CompletionStatus::RemoteAccess
-                } else {
-                    CompletionStatus::RemoteOperation
+            // The one that the message has a copy of, where it has one.
+            let number = terminate
+                .offender
+                .and_then(|offender| offender.read_request)
+                .and_then(|request| {
+                    qp.receiver
+                        .read_with(ReadRequest::decode(&request).sink_tag)
                 });
+            qp.receiver.forget_reads();
+            let status = if (code.layer, code.error_type) == (0, 1) {
+                CompletionStatus::RemoteAccess
+            } else {
+                CompletionStatus::RemoteOperation
+            };
+            qp.transmitter.read_done(number.unwrap_or(0), status);
         }
         RdmaError::Terminated {
             layer: code.layer,

@@ -117,9 +117,10 @@ impl Transmitter {
         self.written
     }
 
-    /// The oldest read in flight is complete.
-    pub(super) fn read_done(&mut self, status: CompletionStatus) {
-        if let Some(entry) = self.queue.iter_mut().find(|e| e.state == State::Reading) {
+    /// A read in flight is over: the oldest is number 0.
+    pub(super) fn read_done(&mut self, number: usize, status: CompletionStatus) {
+        let mut reading = self.queue.iter_mut().filter(|e| e.state == State::Reading);
+        if let Some(entry) = reading.nth(number) {
             entry.state = State::Done(status);
             self.reads_in_flight -= 1;
         }

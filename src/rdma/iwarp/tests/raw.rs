@@ -15,10 +15,12 @@ use crate::rdma::iwarp::IwarpConfig;
 use crate::rdma::iwarp::crc::Crc;
 use crate::rdma::iwarp::ddp::{Address, Segment};
 use crate::rdma::iwarp::mpa::{self, Enhanced, Frame, Kind, Local, Rtr};
-use crate::rdma::iwarp::rdmap::{Opcode, ReadRequest, TermCode, Terminate};
+use crate::rdma::iwarp::rdmap::{
+    MAX_TERMINATE, Offender, Opcode, ReadRequest, TermCode, Terminate,
+};
 use crate::rdma::{
-    Close, ConnId, ConnectParams, Event, ListenOptions, LossReason, Pieces, Provider, RdmaError,
-    RemoteAccess, RemoteAddress,
+    Close, CompletionStatus, ConnId, ConnectParams, Event, ListenOptions, LossReason, Pieces,
+    Provider, RdmaError, RemoteAccess, RemoteAddress,
 };
 
 /// A plain socket and the bytes that came from it.
@@ -346,6 +348,47 @@ fn siws_swapped_terminate_is_understood() {
         operation: None,
     };
     assert_eq!(reason, LossReason::Failed(expected));
+}
+
+#[test]
+fn a_terminate_says_which_read_it_is_about() {
+    for named in [0, 1] {
+        let (mut side, conn, mut raw) = responder(IwarpConfig::default(), &SIW);
+        let from = RemoteAddress { address: 0, key: 1 };
+        let read = || crate::rdma::Operation::Read {
+            into: buffer(100).pin(),
+            from,
+        };
+        side.post(conn, vec![read(), read()]);
+        let requests = [raw.fpdu(&mut side), raw.fpdu(&mut side)];
+        let (head, request) = &requests[named];
+        let mut header = Vec::new();
+        head.encode(&mut header);
+        let terminate = Terminate {
+            code: TermCode::RDMAP_ACCESS,
+            offender: Some(Offender {
+                ulpdu_len: (header.len() + request.len()) as u16,
+                header: header.try_into().unwrap(),
+                tagged: false,
+                read_request: Some(request[..].try_into().unwrap()),
+            }),
+        };
+        let mut message = [0; MAX_TERMINATE];
+        let len = terminate.encode(&mut message);
+        let address = Address::Untagged {
+            invalidate: 0,
+            queue: 2,
+            msn: 1,
+            offset: 0,
+        };
+        let terminate = segment(Opcode::Terminate, address);
+        raw.write(&framed(&terminate, &message[..len], raw.crc));
+        side.wait("end", |side| side.disconnected(conn));
+        let statuses = [(); 2].map(|()| side.completed(conn).unwrap().1);
+        let mut expected = [CompletionStatus::Flushed; 2];
+        expected[named] = CompletionStatus::RemoteAccess;
+        assert_eq!(statuses, expected);
+    }
 }
 
 #[test]
