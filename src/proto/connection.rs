@@ -430,7 +430,7 @@ impl Connection {
 
     /// What decides the future while no time passes; for the exhaustive search.
     #[cfg(test)]
-    pub(crate) fn fingerprint(&self) -> [u32; 6] {
+    pub(crate) fn fingerprint(&self) -> [u32; 7] {
         let credits = self.credits.snapshot();
         let flags = u32::from(self.answer_owed)
             | u32::from(self.probe == Probe::Pending) << 1
@@ -443,7 +443,14 @@ impl Connection {
             credits.target,
             queued,
             flags,
+            self.credits.keeping(),
         ]
+    }
+
+    /// From how many credits on the last is kept.
+    #[cfg(test)]
+    pub(crate) fn keep_last_credit_from(&mut self, credits: u32) {
+        self.credits.keep_last_from(credits);
     }
 
     /// Bytes still to come of the message being received in fragments.

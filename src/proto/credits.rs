@@ -98,6 +98,8 @@ pub(crate) struct Credits {
     stall: Option<Stall>,
     /// The most credits that we held at a time.
     most_send: u32,
+    /// [`MANY`], unless a test has it otherwise.
+    many: u32,
     kept: Kept,
 }
 
@@ -148,6 +150,7 @@ impl Credits {
             used_since: None,
             stall: None,
             most_send: 0,
+            many: MANY,
             kept: Kept::No,
         }
     }
@@ -327,13 +330,30 @@ impl Credits {
     /// Whether the one credit that is left is better kept, see [`Kept`].
     fn keeps_last(&mut self, now: Instant) -> bool {
         let peer_can_speak = self.granted > low_water(self.target());
-        if self.send > 1 || self.most_send < MANY || !peer_can_speak {
+        if self.send > 1 || self.most_send < self.many || !peer_can_speak {
             return false;
         }
         if let Kept::No = self.kept {
             self.kept = Kept::Until(now + KEPT);
         }
         matches!(self.kept, Kept::Until(_))
+    }
+
+    /// Another number of credits from which the last is kept.
+    #[cfg(test)]
+    pub(crate) fn keep_last_from(&mut self, many: u32) {
+        self.many = many;
+    }
+
+    /// What the snapshot does not tell of the future; for the exhaustive search.
+    #[cfg(test)]
+    pub(crate) fn keeping(&self) -> u32 {
+        let kept = match self.kept {
+            Kept::No => 0,
+            Kept::Until(_) => 2,
+            Kept::LongEnough => 4,
+        };
+        kept | u32::from(self.most_send >= self.many)
     }
 
     fn target(&self) -> u32 {

@@ -10,9 +10,8 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::Instant;
 
-use super::world::{config, data_message};
-use crate::proto::wire::*;
-use crate::proto::*;
+use super::peers::*;
+use crate::proto::Role;
 
 /// How much may happen: messages that each application may have queued at a time, and probes in
 /// all.
@@ -31,332 +30,6 @@ const PROBE: Load = Load {
     probes: 1,
 };
 
-/// A message on the wire, as far as credits matter.
-#[derive(Debug, Clone, Copy)]
-struct Message {
-    requested: u16,
-    granted: u16,
-    flag: bool,
-    data: bool,
-}
-
-/// An endpoint as the search sees it.
-trait Endpoint: Clone {
-    fn key(&self) -> Vec<u32>;
-    fn queued(&self) -> u32;
-    fn enqueue(&mut self);
-    /// The idle timer expires; false if a probe is under way already.
-    fn probe(&mut self) -> bool;
-    /// A probe of its own is not answered yet, or one of the peer's not by it.
-    fn unanswered(&self) -> bool;
-    /// Posts what it wants; false if it wants nothing.
-    fn post(&mut self) -> bool;
-    /// Sends one message, if it can and wants to.
-    fn send(&mut self) -> Option<Message>;
-    fn receive(&mut self, message: Message);
-}
-
-// ---- Our engine
-
-#[derive(Clone)]
-struct Ours {
-    connection: Connection,
-    now: Instant,
-}
-
-impl Ours {
-    /// Negotiated, with what this side granted. `held`: what it was granted, as initiator.
-    fn new(role: Role, target: u16, peer_target: u16, held: u16, now: Instant) -> (Self, u16) {
-        let mut ours = Self {
-            connection: Connection::new(role, &config(target), now).unwrap(),
-            now,
-        };
-        let connection = &mut ours.connection;
-        connection.handle_receives_posted(1);
-        connection.handle_established(now);
-        let granted = match role {
-            Role::Acceptor => {
-                let request = NegotiateRequest {
-                    credits_requested: peer_target,
-                    ..super::world::request()
-                };
-                connection.handle_receive(now, &request.encode(), None);
-                connection.handle_receives_posted(connection.receives_wanted());
-                let transmit = connection.poll_transmit(now, 1).unwrap();
-                NegotiateResponse::parse(transmit.header())
-                    .unwrap()
-                    .credits_granted
-            }
-            Role::Initiator => {
-                connection.poll_transmit(now, 1).unwrap();
-                let response = NegotiateResponse {
-                    negotiated_version: VERSION,
-                    credits_requested: peer_target,
-                    credits_granted: held,
-                    preferred_send_size: 1024,
-                    max_receive_size: 1024,
-                    max_fragmented_size: 131_072,
-                    ..NegotiateResponse::failure(0)
-                };
-                connection.handle_receive(now, &response.encode(), None);
-                connection.handle_receives_posted(connection.receives_wanted());
-                0
-            }
-        };
-        assert!(connection.is_established());
-        (ours, granted)
-    }
-}
-
-impl Endpoint for Ours {
-    fn key(&self) -> Vec<u32> {
-        self.connection.fingerprint().to_vec()
-    }
-
-    fn queued(&self) -> u32 {
-        self.connection.queued_messages() as u32
-    }
-
-    fn enqueue(&mut self) {
-        self.connection.send(10, None).unwrap();
-    }
-
-    fn probe(&mut self) -> bool {
-        if self.unanswered() {
-            return false;
-        }
-        self.connection
-            .handle_timeout(self.connection.poll_timeout().unwrap());
-        true
-    }
-
-    fn unanswered(&self) -> bool {
-        self.connection.fingerprint()[5] != 0
-    }
-
-    fn post(&mut self) -> bool {
-        let wanted = self.connection.receives_wanted();
-        self.connection.handle_receives_posted(wanted);
-        wanted > 0
-    }
-
-    fn send(&mut self) -> Option<Message> {
-        let before = self.connection.credits();
-        let transmit = self.connection.poll_transmit(self.now, 1)?;
-        let header = DataTransfer::parse(transmit.header()).unwrap();
-        let after = self.connection.credits();
-        assert!(after.granted <= after.posted, "I2");
-        assert!(before.send > 1 || header.credits_granted > 0, "I3");
-        Some(Message {
-            requested: header.credits_requested,
-            granted: header.credits_granted,
-            flag: header.response_requested(),
-            data: transmit.payload.is_some(),
-        })
-    }
-
-    fn receive(&mut self, message: Message) {
-        assert!(
-            self.connection.credits().posted > 0,
-            "a send met no posted receive"
-        );
-        let data: &[u8] = if message.data { &[1; 10] } else { &[] };
-        let mut bytes = data_message(message.granted, 0, data);
-        bytes[..2].copy_from_slice(&message.requested.to_le_bytes());
-        bytes[4] = u8::from(message.flag);
-        self.connection.handle_receive(self.now, &bytes, None);
-        assert_eq!(self.connection.disconnect_reason(), None);
-        assert!(
-            self.connection.credits().posted <= 4,
-            "one beyond the largest target"
-        );
-    }
-}
-
-// ---- The others
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    /// [MS-SMBD] 3.1.5 to the letter, where it says MUST before where it says SHOULD: grants after
-    /// each receive.
-    Specification,
-    /// The same, but a reader who stops at the first rule of 3.1.5.9: nothing is granted while the
-    /// target is met, not even for a last credit. Such a peer blocks itself with one or two.
-    FirstRule,
-    /// Refills at a quarter, does not send a grant of one, spends its last credit as long as the
-    /// peer holds any.
-    Linux,
-    /// Grants in batches of three quarters.
-    Windows,
-}
-
-/// A peer of another make. It posts receives when it grants them.
-#[derive(Debug, Clone)]
-struct Other {
-    kind: Kind,
-    target: u16,
-    peer_target: u16,
-    receive_max: u16,
-    send: u32,
-    granted: u32,
-    /// Posted and not granted; only Linux keeps such.
-    available: u32,
-    queued: u32,
-    answer: bool,
-    probe_pending: bool,
-    probe_sent: bool,
-    /// The specification's message that only grants, on its way into the send queue.
-    grant_pending: bool,
-}
-
-impl Other {
-    fn new(kind: Kind, target: u16, peer_target: u16, send: u16, granted: u16) -> Self {
-        let mut other = Self {
-            kind,
-            target,
-            peer_target,
-            receive_max: target,
-            send: u32::from(send),
-            granted: u32::from(granted),
-            available: 0,
-            queued: 0,
-            answer: false,
-            probe_pending: false,
-            probe_sent: false,
-            // After negotiation, an initiator owes the acceptor its first credits.
-            grant_pending: granted == 0,
-        };
-        other.refill();
-        other
-    }
-
-    fn limit(&self) -> u32 {
-        u32::from(self.peer_target.min(self.receive_max))
-    }
-
-    fn missing(&self) -> u32 {
-        self.limit().saturating_sub(self.granted)
-    }
-
-    /// Linux posts receives again when three quarters are used.
-    fn refill(&mut self) {
-        if self.kind == Kind::Linux && self.granted + self.available <= self.limit() / 4 {
-            self.available = self.limit() - self.granted;
-        }
-    }
-
-    /// What the next message would grant.
-    fn grant(&self) -> u32 {
-        let last = self.send == 1;
-        match self.kind {
-            Kind::Specification => self.missing().max(u32::from(last || self.granted == 0)),
-            Kind::FirstRule => self.missing(),
-            Kind::Linux => self.available.min(self.missing()),
-            Kind::Windows if last => self.missing().max(1),
-            Kind::Windows if 4 * self.missing() >= 3 * self.limit() => self.missing(),
-            Kind::Windows => 0,
-        }
-    }
-
-    fn wants_to_grant(&self) -> bool {
-        match self.kind {
-            Kind::Specification | Kind::FirstRule => self.grant_pending && self.queued == 0,
-            Kind::Linux => {
-                let grant = self.available.min(self.missing());
-                grant > 1 || (grant == 1 && self.limit() == 1)
-            }
-            Kind::Windows => 4 * self.missing() >= 3 * self.limit(),
-        }
-    }
-
-    fn owes_message(&self) -> bool {
-        self.answer || self.probe_pending
-    }
-
-    fn may_spend(&self, grant: u32) -> bool {
-        match self.kind {
-            Kind::Linux => self.send > 1 || grant > 0 || self.granted > 0,
-            Kind::Specification | Kind::FirstRule | Kind::Windows => self.send > 1 || grant > 0,
-        }
-    }
-}
-
-impl Endpoint for Other {
-    fn key(&self) -> Vec<u32> {
-        let flags = [
-            self.answer,
-            self.grant_pending,
-            self.probe_pending,
-            self.probe_sent,
-        ];
-        let flags = flags
-            .iter()
-            .fold(0, |bits, &flag| bits << 1 | u32::from(flag));
-        vec![self.send, self.granted, self.available, self.queued, flags]
-    }
-
-    fn queued(&self) -> u32 {
-        self.queued
-    }
-
-    fn enqueue(&mut self) {
-        self.queued += 1;
-    }
-
-    fn probe(&mut self) -> bool {
-        let fresh = !self.probe_pending && !self.probe_sent;
-        self.probe_pending |= fresh;
-        fresh
-    }
-
-    fn unanswered(&self) -> bool {
-        self.answer || self.probe_pending || self.probe_sent
-    }
-
-    fn post(&mut self) -> bool {
-        false
-    }
-
-    fn send(&mut self) -> Option<Message> {
-        let data = self.queued > 0;
-        if self.send == 0 || !(data || self.owes_message() || self.wants_to_grant()) {
-            return None;
-        }
-        let grant = self.grant();
-        if !self.may_spend(grant) {
-            return None;
-        }
-        self.send -= 1;
-        self.granted += grant;
-        if self.kind == Kind::Linux {
-            self.available -= grant;
-        }
-        self.queued -= u32::from(data);
-        self.answer = false;
-        self.grant_pending = false;
-        Some(Message {
-            requested: self.target,
-            granted: grant as u16,
-            flag: false,
-            data,
-        })
-    }
-
-    fn receive(&mut self, message: Message) {
-        self.granted = self.granted.checked_sub(1).expect("sent without a credit");
-        self.probe_pending = false;
-        self.probe_sent = false;
-        // [MS-SMBD] 3.1.5.8: with nothing queued, new credits are promptly granted.
-        if self.queued == 0 && (self.missing() > 0 || self.granted == 0) {
-            self.grant_pending = matches!(self.kind, Kind::Specification | Kind::FirstRule);
-        }
-        self.peer_target = message.requested;
-        self.answer |= message.flag;
-        self.send += u32::from(message.granted);
-        self.refill();
-    }
-}
-
 // ---- The search
 
 #[derive(Clone)]
@@ -369,6 +42,9 @@ struct State<A, B> {
 }
 
 type Key = Box<[u8]>;
+
+/// Lets something happen; false if it cannot.
+type Move<A, B> = fn(&mut State<A, B>) -> bool;
 
 impl<A: Endpoint, B: Endpoint> State<A, B> {
     fn key(&self) -> Key {
@@ -401,46 +77,52 @@ impl<A: Endpoint, B: Endpoint> State<A, B> {
         key.into()
     }
 
+    /// What may happen next without a new message.
+    const MOVES: [Move<A, B>; 6] = [
+        |state| state.a.post(),
+        |state| state.b.post(),
+        |state| {
+            let sent = state.a.send();
+            state.to_b.extend(sent);
+            sent.is_some()
+        },
+        |state| {
+            let sent = state.b.send();
+            state.to_a.extend(sent);
+            sent.is_some()
+        },
+        |state| {
+            let arrived = state.to_a.pop_front();
+            arrived.map(|message| state.a.receive(message)).is_some()
+        },
+        |state| {
+            let arrived = state.to_b.pop_front();
+            arrived.map(|message| state.b.receive(message)).is_some()
+        },
+    ];
+
+    /// What happens when nothing else does: time passes.
+    const WAITS: [Move<A, B>; 2] = [|state| state.a.wait(), |state| state.b.wait()];
+
     /// Every state one step away without a new message.
     fn steps(&self) -> Vec<Self> {
-        let mut next = Vec::new();
-        let mut step = |change: &dyn Fn(&mut Self) -> bool| {
-            let mut state = self.clone();
-            if change(&mut state) {
-                next.push(state);
-            }
+        let by = |moves: &[Move<A, B>]| -> Vec<Self> {
+            let after = |change: &Move<A, B>| {
+                let mut state = self.clone();
+                change(&mut state).then_some(state)
+            };
+            moves.iter().filter_map(after).collect()
         };
-        step(&|state| state.a.post());
-        step(&|state| state.b.post());
-        step(&|state| {
-            state
-                .a
-                .send()
-                .map(|message| state.to_b.push_back(message))
-                .is_some()
-        });
-        step(&|state| {
-            state
-                .b
-                .send()
-                .map(|message| state.to_a.push_back(message))
-                .is_some()
-        });
-        step(&|state| {
-            state
-                .to_a
-                .pop_front()
-                .map(|message| state.a.receive(message))
-                .is_some()
-        });
-        step(&|state| {
-            state
-                .to_b
-                .pop_front()
-                .map(|message| state.b.receive(message))
-                .is_some()
-        });
-        next
+        let steps = by(&Self::MOVES);
+        match steps.is_empty() {
+            true => by(&Self::WAITS),
+            false => steps,
+        }
+    }
+
+    /// Whether somebody waits for something.
+    fn is_unfinished(&self) -> bool {
+        self.a.queued() + self.b.queued() > 0 || self.a.unanswered() || self.b.unanswered()
     }
 
     /// Every state one step away by a new message or an idle timer.
@@ -489,24 +171,22 @@ fn explore_under<A: Endpoint, B: Endpoint>(loads: &[Load], what: &str, a: A, b: 
             load,
         };
         let states = explore_from(&format!("{what}, {load:?}"), start);
+        let states = states.unwrap_or_else(|deadlock| panic!("{what}: deadlock at {deadlock:?}"));
         assert!(states > 100, "{what}: {states}");
     }
 }
 
-fn explore_from<A: Endpoint, B: Endpoint>(what: &str, start: State<A, B>) -> usize {
+/// How many states there are, or one that is a deadlock.
+fn explore_from<A: Endpoint, B: Endpoint>(what: &str, start: State<A, B>) -> Result<usize, Key> {
     let mut numbers: HashMap<Key, usize> = HashMap::from([(start.key(), 0)]);
     let mut keys = vec![start.key()];
     let mut edges: Vec<Vec<usize>> = Vec::new();
     let mut work = VecDeque::from([start]);
     while let Some(state) = work.pop_front() {
         let steps = state.steps();
-        let waiting =
-            state.a.queued() + state.b.queued() > 0 || state.a.unanswered() || state.b.unanswered();
-        assert!(
-            !steps.is_empty() || !waiting,
-            "{what}: deadlock at {:?}",
-            state.key()
-        );
+        if steps.is_empty() && state.is_unfinished() {
+            return Err(state.key());
+        }
         let quiet = steps.len();
         let mut out = Vec::with_capacity(quiet);
         for (index, next) in steps.into_iter().chain(state.arrivals()).enumerate() {
@@ -556,7 +236,7 @@ fn explore_from<A: Endpoint, B: Endpoint>(what: &str, start: State<A, B>) -> usi
             .collect();
         panic!("{what}: they never fall silent: {cycle:?}");
     }
-    edges.len()
+    Ok(edges.len())
 }
 
 fn for_all_targets(check: impl Fn(u16, u16)) {
@@ -567,24 +247,30 @@ fn for_all_targets(check: impl Fn(u16, u16)) {
     }
 }
 
+/// From how many credits on our engine keeps the last: from more than there are here, as the constant
+/// has it, or from so few that it does so all the time.
+const KEEPING: [u32; 2] = [u32::MAX, 2];
+
 fn against(kind: Kind) {
     let now = Instant::now();
     for_all_targets(|ours, theirs| {
-        let (acceptor, granted) = Ours::new(Role::Acceptor, ours, theirs, 0, now);
-        let peer = Other::new(kind, theirs, ours, granted, 0);
-        explore(
-            &format!("accepting {ours}, {kind:?} {theirs}"),
-            acceptor,
-            peer,
-        );
-        let held = ours.min(theirs);
-        let (initiator, _) = Ours::new(Role::Initiator, ours, theirs, held, now);
-        let peer = Other::new(kind, theirs, ours, 0, held);
-        explore(
-            &format!("connecting {ours}, {kind:?} {theirs}"),
-            initiator,
-            peer,
-        );
+        for keeping in KEEPING {
+            let (acceptor, granted) = Ours::new(Role::Acceptor, ours, theirs, 0, now);
+            let peer = Other::new(kind, theirs, ours, granted, 0);
+            explore(
+                &format!("accepting {ours}, {kind:?} {theirs}, keeping from {keeping}"),
+                acceptor.keeping_from(keeping),
+                peer,
+            );
+            let held = ours.min(theirs);
+            let (initiator, _) = Ours::new(Role::Initiator, ours, theirs, held, now);
+            let peer = Other::new(kind, theirs, ours, 0, held);
+            explore(
+                &format!("connecting {ours}, {kind:?} {theirs}, keeping from {keeping}"),
+                initiator.keeping_from(keeping),
+                peer,
+            );
+        }
     });
 }
 
@@ -592,15 +278,23 @@ fn against(kind: Kind) {
 fn our_engine_against_itself() {
     let now = Instant::now();
     for_all_targets(|client, server| {
-        let (b, granted) = Ours::new(Role::Acceptor, server, client, 0, now);
-        let (a, _) = Ours::new(Role::Initiator, client, server, granted, now);
         // A probe multiplies the states; the larger worlds do without.
         let loads: &[Load] = if client + server <= 3 {
             &[MESSAGES, PROBE]
         } else {
             &[MESSAGES]
         };
-        explore_under(loads, &format!("{client} and {server}"), a, b);
+        for keeping in KEEPING {
+            let (b, granted) = Ours::new(Role::Acceptor, server, client, 0, now);
+            let (a, _) = Ours::new(Role::Initiator, client, server, granted, now);
+            let what = format!("{client} and {server}, keeping from {keeping}");
+            explore_under(
+                loads,
+                &what,
+                a.keeping_from(keeping),
+                b.keeping_from(keeping),
+            );
+        }
     });
 }
 
@@ -628,4 +322,112 @@ fn our_engine_against_linux() {
 #[test]
 fn our_engine_against_windows() {
     against(Kind::Windows);
+}
+
+// ---- A peer that keeps no last credit
+
+/// Our side in this role and a peer of this kind, with so many credits each.
+fn with_old_linux(
+    role: Role,
+    credits: u16,
+    keeping: u32,
+    late: u32,
+    load: Load,
+) -> State<Ours, Other> {
+    let held = match role {
+        Role::Initiator => credits,
+        Role::Acceptor => 0,
+    };
+    let (ours, granted) = Ours::new(role, credits, credits, held, Instant::now());
+    State {
+        // What the last credit pays for is there.
+        a: ours.keeping_from(keeping).posting_first(),
+        b: Other::new(Kind::OldLinux { late }, credits, credits, granted, held),
+        to_a: VecDeque::new(),
+        to_b: VecDeque::new(),
+        load,
+    }
+}
+
+/// As long as it posts its receives again before it has used up what our last credit has paid for.
+#[test]
+fn our_last_credit_is_there_for_a_peer_that_keeps_none() {
+    for role in [Role::Acceptor, Role::Initiator] {
+        let search = |keeping| {
+            let start = with_old_linux(role, 4, keeping, 2, MESSAGES);
+            explore_from(&format!("{role:?}, keeping from {keeping}"), start)
+        };
+        assert!(search(u32::MAX).is_err(), "what it is there for");
+        let states = search(4).unwrap_or_else(|deadlock| panic!("{role:?}: {deadlock:?}"));
+        assert!(states > 1000, "{states}");
+    }
+}
+
+/// The same with as many credits as real peers have, in random orders.
+#[test]
+fn random_walks_with_a_peer_that_keeps_no_last_credit_go_on() {
+    const LOAD: Load = Load {
+        queue: 200,
+        probes: 0,
+    };
+    for role in [Role::Acceptor, Role::Initiator] {
+        for credits in [16, 32, 100] {
+            let late = u32::from(credits) / 2;
+            let stopped = |keeping| {
+                let start = || with_old_linux(role, credits, keeping, late, LOAD);
+                let burst = 4 * usize::from(credits);
+                (0..50).filter(|&seed| !walk(start(), burst, seed)).count()
+            };
+            let without = stopped(u32::MAX);
+            assert!(without > 0, "{role:?}, {credits} credits: nothing is found");
+            let with = stopped(16);
+            assert_eq!(with, 0, "{role:?}, {credits} credits: {without} without");
+        }
+    }
+}
+
+/// Does one thing after the other, up to so many in a row of which some do not happen; false when
+/// nothing can be done any more and somebody waits.
+fn walk<A: Endpoint, B: Endpoint>(mut state: State<A, B>, burst: usize, seed: u64) -> bool {
+    let mut random = Random(seed);
+    for _ in 0..300 {
+        // For a while not everything happens, so that one side gets ahead of the other.
+        let allowed: Vec<_> = (State::<A, B>::MOVES.iter())
+            .filter(|_| random.below(3) > 0)
+            .collect();
+        for _ in 0..random.below(burst) {
+            let queue = state.load.queue;
+            if state.a.queued() < queue && random.below(2) == 0 {
+                state.a.enqueue();
+            }
+            if state.b.queued() < queue && random.below(2) == 0 {
+                state.b.enqueue();
+            }
+            if !allowed.is_empty() {
+                allowed[random.below(allowed.len())](&mut state);
+            }
+        }
+        let go_on = |moves: &[Move<A, B>], state: &mut State<A, B>| {
+            moves.iter().any(|change| change(state))
+        };
+        if !go_on(&State::MOVES, &mut state)
+            && !go_on(&State::WAITS, &mut state)
+            && state.is_unfinished()
+        {
+            return false;
+        }
+    }
+    true
+}
+
+/// Numbers without a pattern, the same for the same seed.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 = (self.0 ^ 0x9E37_79B9)
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        (self.0 >> 33) as usize % limit
+    }
 }

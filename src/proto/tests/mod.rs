@@ -7,6 +7,7 @@ mod deadlock;
 mod keepalive;
 mod last_credit;
 mod negotiation;
+mod peers;
 mod properties;
 mod stalled;
 mod world;

@@ -283,7 +283,7 @@ proptest! {
         sizes in vec(1usize..20_000, 1..6),
         send_size in 128u32..2000,
         receive_size in 128u32..2000,
-        credits in [1u16..12, 1u16..12],
+        credits in [1u16..40, 1u16..40],
         slots in 1usize..9,
         seed in any::<u64>(),
     ) {
