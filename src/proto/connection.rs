@@ -611,6 +611,13 @@ impl Connection {
             (false, true) => Purpose::Answer,
             (false, false) => Purpose::Ordinary,
         };
+        let max_payload = self
+            .parameters
+            .as_ref()
+            .map_or(0, Parameters::max_send_payload);
+        if self.closing && self.queue.is_last_fragment(max_payload) {
+            self.credits.keep_no_more();
+        }
         let granted = match self.credits.spend(purpose, now) {
             Spend::Granting(granted) => granted,
             Spend::Wait => {
@@ -646,10 +653,6 @@ impl Connection {
             self.stats.probes_sent += 1;
         }
 
-        let max_payload = self
-            .parameters
-            .as_ref()
-            .map_or(0, Parameters::max_send_payload);
         let Some(fragment) = self.queue.pop_fragment(max_payload) else {
             self.stats.control_sent += 1;
             return Some(Transmit::control(&header));

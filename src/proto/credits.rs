@@ -297,6 +297,11 @@ impl Credits {
         }
     }
 
+    /// The last message is about to leave: nobody will need the last credit for another one.
+    pub(crate) fn keep_no_more(&mut self) {
+        self.kept = Kept::LongEnough;
+    }
+
     /// Takes one credit for a message, if the rules allow it, and decides what the message grants.
     pub(crate) fn spend(&mut self, purpose: Purpose, now: Instant) -> Spend {
         if self.send == 0 || (purpose == Purpose::Ordinary && self.keeps_last(now)) {

@@ -87,6 +87,11 @@ impl SendQueue {
         Some(fragment)
     }
 
+    /// Whether the next fragment of at most `max_payload` bytes is all that there is.
+    pub(crate) fn is_last_fragment(&self, max_payload: u32) -> bool {
+        self.messages.len() == 1 && self.bytes <= u64::from(max_payload)
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.messages.is_empty()
     }

@@ -98,3 +98,29 @@ fn of_few_credits_the_last_is_not_kept() {
     end.send(&pattern(1, 131_072));
     assert_eq!(grants(&end.pump(now)), [1, 0, 1]);
 }
+
+/// Nobody will need it.
+#[test]
+fn the_last_fragment_before_a_close_does_not_wait() {
+    let (mut end, now) = acceptor(200, 100);
+    end.send(&pattern(1, 131_000));
+    end.send(&pattern(2, 69_000));
+    assert_eq!(end.pump(now).len(), 199);
+    end.connection.close();
+    assert_eq!(grants(&end.pump(now)), [1]);
+    assert_eq!(end.ended, [(DisconnectReason::LocalClose, true)]);
+}
+
+/// The peer may need it for what is left.
+#[test]
+fn a_close_with_more_to_send_keeps_it() {
+    let (mut end, now) = acceptor(200, 100);
+    end.send(&pattern(1, 131_000));
+    end.send(&pattern(2, 70_000));
+    assert_eq!(end.pump(now).len(), 199);
+    end.connection.close();
+    assert!(end.pump(now).is_empty());
+    end.feed(now, &control(1, 0));
+    assert_eq!(grants(&end.pump(now)).len(), 2);
+    assert_eq!(end.ended, [(DisconnectReason::LocalClose, true)]);
+}
