@@ -15,6 +15,7 @@ use super::assembly::ReassemblyBudget;
 use super::attempt::Attempt;
 use super::busy::Busy;
 use super::conn::{Conn, Context};
+use super::entries::Entries;
 use super::exposures::ExposureId;
 use super::group::{Arrival, Load, Members};
 use super::helper::Helper;
@@ -43,7 +44,7 @@ const WINDOWS_PER_TURN: usize = 32;
 pub(crate) struct Core {
     provider: Box<dyn Provider>,
     options: ReactorOptions,
-    conns: Vec<Option<Box<Entry>>>,
+    conns: Entries,
     listeners: Vec<Listening>,
     /// When lost places of listeners are tried again.
     take_up: Option<Instant>,
@@ -90,7 +91,7 @@ impl Core {
             provider,
             reassembly: ReassemblyBudget::new(options.reassembly_budget),
             options,
-            conns: Vec::new(),
+            conns: Entries::default(),
             listeners: Vec::new(),
             take_up: None,
             registry: Arc::new(Registry::new(slabs)),
@@ -142,7 +143,7 @@ impl Core {
         };
         let span = tracing::debug_span!("connection", peer = %attempt.to, role = "initiator");
         let conn = Conn::new(id, proto, options, self.reassembly.clone());
-        self.insert(Entry {
+        self.conns.put(Box::new(Entry {
             conn,
             origin: Origin::Connector(Some(attempt)),
             peer: None,
@@ -150,7 +151,7 @@ impl Core {
             span,
             unsettled: 0,
             _place: self.load.place(),
-        });
+        }));
         self.schedule(id);
     }
 
@@ -264,7 +265,11 @@ impl Core {
         access: RemoteAccess,
         windows: &mut List<Window>,
     ) -> Result<Option<ExposureId>, RdmaError> {
-        if self.entry(id).is_none_or(|entry| !entry.conn.negotiated) {
+        if self
+            .conns
+            .get(id)
+            .is_none_or(|entry| !entry.conn.negotiated)
+        {
             return Err(RdmaError::Closed);
         }
         for _ in 0..WINDOWS_PER_TURN {
@@ -305,7 +310,7 @@ impl Core {
 
     /// Whether every connection and listener is gone.
     pub(crate) fn is_idle(&self) -> bool {
-        self.listeners.is_empty() && self.conns.iter().all(Option::is_none)
+        self.listeners.is_empty() && self.conns.iter().next().is_none()
     }
 
     /// Whether the last listener or connection has gone; true once.
@@ -315,7 +320,7 @@ impl Core {
 
     /// How many connections there are, in any state.
     pub(crate) fn connections(&self) -> usize {
-        self.conns.iter().flatten().count()
+        self.conns.iter().count()
     }
 
     /// Ends listeners, and connections in the given way.
@@ -326,7 +331,7 @@ impl Core {
             self.wakers.extend(listening.shared.fail(error));
             listening.close(&mut *self.provider);
         }
-        for entry in self.conns.iter().flatten() {
+        for entry in self.conns.iter() {
             let shared = &entry.conn.shared;
             shared.outbox().close.get_or_insert(match how {
                 Close::Abort => super::shared::Closing::Abort,
@@ -335,12 +340,7 @@ impl Core {
                 }
             });
         }
-        let ids: Vec<ConnId> = self
-            .conns
-            .iter()
-            .flatten()
-            .map(|entry| entry.conn.id)
-            .collect();
+        let ids: Vec<ConnId> = self.conns.iter().map(|entry| entry.conn.id).collect();
         for id in ids {
             self.with(id, now, |entry, cx| {
                 if entry.conn.negotiated {
@@ -355,7 +355,7 @@ impl Core {
     /// The reactor ends with connections left: tells their handles.
     pub(crate) fn abandon(&mut self) {
         let reason = DisconnectReason::ReactorGone;
-        for mut entry in self.conns.drain(..).flatten() {
+        for mut entry in self.conns.drain() {
             self.past += &entry.conn.stats();
             entry
                 .conn
@@ -373,7 +373,7 @@ impl Core {
     /// Counters of all connections, those that have ended included.
     pub(crate) fn totals(&self) -> Stats {
         let mut totals = self.past.clone();
-        for entry in self.conns.iter().flatten() {
+        for entry in self.conns.iter() {
             totals += &entry.conn.stats();
         }
         totals
@@ -381,7 +381,7 @@ impl Core {
 
     /// Counters of a connection that is still there.
     pub(crate) fn stats(&self, id: ConnId) -> Option<Stats> {
-        self.entry(id).map(|entry| entry.conn.stats())
+        self.conns.get(id).map(|entry| entry.conn.stats())
     }
 
     /// What registered memory is counted in.
@@ -498,7 +498,7 @@ impl Core {
     fn settle_touched(&mut self, now: Instant) {
         let mut touched = std::mem::take(&mut self.touched);
         for id in touched.drain(..) {
-            if self.entry(id).is_some_and(|entry| entry.unsettled > 0) {
+            if self.conns.get(id).is_some_and(|entry| entry.unsettled > 0) {
                 self.with(id, now, |_, _| {});
             }
         }
@@ -511,8 +511,7 @@ impl Core {
         now: Instant,
         work: impl FnOnce(&mut Entry, &mut Setup<'_, '_>) -> T,
     ) -> Option<T> {
-        let place = self.conns.get_mut(id.index as usize)?;
-        let mut entry = place.take_if(|entry| entry.conn.id == id)?;
+        let mut entry = self.conns.take(id)?;
         let span = entry.span.clone();
         let _guard = span.enter();
         let mut cx = Setup {
@@ -527,7 +526,7 @@ impl Core {
             reactor: &self.reactor,
         };
         let result = work(&mut entry, &mut cx);
-        self.conns[id.index as usize] = Some(entry);
+        self.conns.put(entry);
         Some(result)
     }
 
@@ -590,7 +589,7 @@ impl Core {
             admitted: Some(admitted),
         };
         let conn = Conn::new(id, proto, options, self.reassembly.clone());
-        self.insert(Entry {
+        self.conns.put(Box::new(Entry {
             conn,
             origin,
             peer: Some(peer),
@@ -598,15 +597,12 @@ impl Core {
             span,
             unsettled: 0,
             _place: place,
-        });
+        }));
         self.with(id, now, Entry::begin);
     }
 
     fn disconnected(&mut self, id: ConnId, reason: LossReason, now: Instant) {
-        let Some(place) = self.conns.get_mut(id.index as usize) else {
-            return;
-        };
-        let Some(mut entry) = place.take_if(|entry| entry.conn.id == id) else {
+        let Some(mut entry) = self.conns.take(id) else {
             return;
         };
         self.emptied = self.is_idle();
@@ -646,27 +642,5 @@ impl Core {
         }
         // Its slots may be the last of their domain.
         self.retired.push(Retired::Remains(entry));
-    }
-
-    fn insert(&mut self, entry: Entry) {
-        let index = entry.conn.id.index as usize;
-        if self.conns.len() <= index {
-            self.conns.resize_with(index + 1, || None);
-        }
-        self.conns[index] = Some(Box::new(entry));
-    }
-
-    fn entry(&self, id: ConnId) -> Option<&Entry> {
-        self.conns
-            .get(id.index as usize)?
-            .as_deref()
-            .filter(|entry| entry.conn.id == id)
-    }
-
-    fn entry_mut(&mut self, id: ConnId) -> Option<&mut Entry> {
-        self.conns
-            .get_mut(id.index as usize)?
-            .as_deref_mut()
-            .filter(|entry| entry.conn.id == id)
     }
 }

@@ -18,6 +18,7 @@ mod connector;
 mod core;
 #[cfg(feature = "tokio")]
 mod drive;
+mod entries;
 mod exposure;
 mod exposures;
 mod group;

@@ -14,7 +14,8 @@ use super::{
     RemoteAccess, ResolveOptions, SendRequest, Window, WindowId,
 };
 
-/// A connection together with its queue pair. The generation keeps an old id from meaning a new connection.
+/// A connection together with its queue pair. The generation keeps an old id from meaning a new connection, which may have
+/// the index already while the end of the old one is still to be polled.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConnId {
     /// Place in the provider's table.

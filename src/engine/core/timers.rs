@@ -15,7 +15,7 @@ impl Core {
             }
             self.timers.pop();
             let id = ConnId { index, generation };
-            let Some(entry) = self.entry_mut(id) else {
+            let Some(entry) = self.conns.get_mut(id) else {
                 continue;
             };
             if entry.conn.scheduled != Some(at) {
@@ -38,7 +38,7 @@ impl Core {
     /// Puts a connection into the timer queue, unless it stands there for an earlier time already: timers that are
     /// set back with every message cost nothing.
     pub(super) fn schedule(&mut self, id: ConnId) {
-        let Some(entry) = self.entry_mut(id) else {
+        let Some(entry) = self.conns.get_mut(id) else {
             return;
         };
         let Some(deadline) = entry.conn.deadline() else {

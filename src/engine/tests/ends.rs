@@ -162,3 +162,26 @@ fn small_messages_that_nobody_takes_are_counted_for_what_they_hold() {
     let credits = usize::from(proto::Config::default().receive_credit_max);
     assert!(waiting <= limit / 100 + credits, "{waiting} messages");
 }
+
+/// A provider gives the place of a connection to the next one before it has reported the former's end.
+#[test]
+fn an_end_is_told_also_when_another_connection_has_the_place_already() {
+    for device in devices() {
+        let world = World::new(1, device, ChannelOptions::default());
+        let mut old = Vec::new();
+        let (mut client, _) = world.connect(ChannelOptions::default());
+        for n in 1..=5u8 {
+            client.close(Close::Abort);
+            let to = SocketAddr::new(SERVER, PORT);
+            let next = world.client.connect(to, ChannelOptions::default());
+            old.push(std::mem::replace(&mut client, world.finish(next).unwrap()));
+            let server = world.accept();
+            server.start_send((&[n]).into()).unwrap();
+            assert_eq!(world.recv(&client).unwrap().unwrap(), [n]);
+        }
+        for old in old {
+            assert_eq!(world.closed(&old), DisconnectReason::Local);
+        }
+        assert_eq!(world.client.connections(), 1);
+    }
+}
