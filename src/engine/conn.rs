@@ -10,6 +10,7 @@ use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use super::assembly::{Assembly, ReassemblyBudget};
+use super::core::timers::Scheduled;
 use super::exposures::{self, ExposureId, Exposures, Reclaim};
 use super::options::ChannelOptions;
 use super::outgoing::OutgoingQueue;
@@ -55,8 +56,8 @@ pub(crate) struct Conn {
     pub(crate) ready: bool,
     /// The negotiation is done.
     pub(crate) negotiated: bool,
-    /// When the timer queue has this connection next.
-    pub(crate) scheduled: Option<Instant>,
+    /// When the timer queue has this connection.
+    pub(crate) scheduled: Scheduled,
     growth: Growth,
     outgoing: OutgoingQueue,
     /// Pieces of a gather list that the queue pair takes.
@@ -108,7 +109,7 @@ impl Conn {
             slots: None,
             ready: false,
             negotiated: false,
-            scheduled: None,
+            scheduled: Scheduled::default(),
             growth: Growth::default(),
             outgoing: OutgoingQueue::default(),
             max_pieces: 1,

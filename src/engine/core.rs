@@ -1,6 +1,6 @@
 //! The core of a reactor: one provider, its connections, listeners and timers, under one lock.
 
-mod timers;
+pub(crate) mod timers;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};

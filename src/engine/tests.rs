@@ -16,6 +16,7 @@ mod limits;
 mod off_lock;
 mod old_peer;
 mod restless;
+mod timers;
 
 use super::*;
 use crate::proto::wire::BufferDescriptorV1;

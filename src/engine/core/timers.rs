@@ -6,6 +6,36 @@ use std::time::Instant;
 use super::Core;
 use crate::rdma::ConnId;
 
+/// Where a connection stands in the queue.
+#[derive(Debug, Default)]
+pub(crate) struct Scheduled {
+    next: Option<Instant>,
+    /// A later place: it serves again after a timer that came between, so that those which come and go leave nothing
+    /// behind.
+    later: Option<Instant>,
+}
+
+impl Scheduled {
+    /// Takes a place, unless there is an earlier one.
+    fn add(&mut self, at: Instant) -> bool {
+        if self.next.is_some_and(|next| next <= at) {
+            return false;
+        }
+        self.later = self.later.max(self.next);
+        self.next = Some(at);
+        true
+    }
+
+    /// A place has come to the front of the queue; false if it was given up.
+    fn take(&mut self, at: Instant) -> bool {
+        let counts = self.next == Some(at);
+        if counts {
+            self.next = self.later.take();
+        }
+        counts
+    }
+}
+
 impl Core {
     /// Runs the timers whose time had come at `due`, which is not after `now`.
     pub(super) fn expire(&mut self, due: Instant, now: Instant) {
@@ -18,11 +48,10 @@ impl Core {
             let Some(entry) = self.conns.get_mut(id) else {
                 continue;
             };
-            if entry.conn.scheduled != Some(at) {
+            if !entry.conn.scheduled.take(at) {
                 // The connection was put into the queue again for an earlier time.
                 continue;
             }
-            entry.conn.scheduled = None;
             if entry
                 .conn
                 .deadline()
@@ -44,14 +73,14 @@ impl Core {
         let Some(deadline) = entry.conn.deadline() else {
             return;
         };
-        if entry
-            .conn
-            .scheduled
-            .is_none_or(|scheduled| deadline < scheduled)
-        {
-            entry.conn.scheduled = Some(deadline);
+        if entry.conn.scheduled.add(deadline) {
             self.timers
                 .push(Reverse((deadline, id.index, id.generation)));
         }
+    }
+    /// How many stand in the queue.
+    #[cfg(test)]
+    pub(crate) fn timers(&self) -> usize {
+        self.timers.len()
     }
 }
