@@ -82,6 +82,8 @@ pub(crate) struct Conn {
     closing: Option<Instant>,
     /// The provider was told to close.
     closed: bool,
+    /// In order, and not to hurry since.
+    draining: bool,
     reason: Option<DisconnectReason>,
     application_ready: bool,
     /// A response has joined the queue.
@@ -126,6 +128,7 @@ impl Conn {
             most_receives: 0,
             closing: None,
             closed: false,
+            draining: false,
             reason: None,
             application_ready: true,
             respond: false,
@@ -206,7 +209,10 @@ impl Conn {
 
     /// Moves everything that can be moved now.
     pub(crate) fn pump(&mut self, cx: &mut Context<'_>) {
-        if !self.ready || self.closed {
+        if self.closed {
+            return self.cut_short(cx);
+        }
+        if !self.ready {
             return;
         }
         loop {
@@ -299,10 +305,30 @@ impl Conn {
         self.end(Close::Abort, cx);
     }
 
+    /// The reactor ends, and with it this: at the latest when that says, however long its own close may take.
+    pub(crate) fn shut_down(&mut self, how: Close, cx: &mut Context<'_>) {
+        let mut outbox = self.shared.outbox();
+        match how {
+            Close::Abort => outbox.close = Some(Closing::Abort),
+            Close::Drain(deadline) => {
+                let limit = deadline.saturating_duration_since(cx.now);
+                outbox.close.get_or_insert(Closing::Graceful(limit));
+                self.closing = Some(self.closing.map_or(deadline, |at| at.min(deadline)));
+            }
+        }
+        cx.wakers.extend(outbox.ready.drain());
+        drop(outbox);
+        if !self.negotiated {
+            self.fail(DisconnectReason::ReactorGone, cx);
+        }
+        self.pump(cx);
+    }
+
     /// When [`Conn::timeout`] wants to be called at the latest.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         if self.closed {
-            return None;
+            // Else the provider sees to it.
+            return self.closing.filter(|_| self.draining);
         }
         [
             self.proto.poll_timeout(),
@@ -316,16 +342,14 @@ impl Conn {
 
     /// A deadline may have passed.
     pub(crate) fn timeout(&mut self, cx: &mut Context<'_>) {
+        if self.closing.is_some_and(|deadline| deadline <= cx.now) {
+            self.abort(cx);
+        }
         if self.closed {
             return;
         }
         // The pump that follows is the attempt.
         self.growth.try_again();
-        if self.closing.is_some_and(|deadline| deadline <= cx.now) {
-            self.reason.get_or_insert(DisconnectReason::Local);
-            self.end(Close::Abort, cx);
-            return;
-        }
         self.proto.handle_timeout(cx.now);
     }
 
@@ -411,10 +435,7 @@ impl Conn {
         let close = outbox.close;
         drop(outbox);
         match close {
-            Some(Closing::Abort) => {
-                self.reason.get_or_insert(DisconnectReason::Local);
-                self.end(Close::Abort, cx);
-            }
+            Some(Closing::Abort) => self.abort(cx),
             Some(Closing::Graceful(limit)) => {
                 self.closing.get_or_insert(after(cx.now, limit));
                 // Responses follow their transfers into the queue.
@@ -558,7 +579,26 @@ impl Conn {
     fn end(&mut self, how: Close, cx: &mut Context<'_>) {
         if !self.closed {
             self.closed = true;
+            self.draining = how != Close::Abort;
             cx.provider.close(self.id, how, cx.now);
+        }
+    }
+
+    /// This side wants no more of it, also of what an end in order still waits for.
+    fn abort(&mut self, cx: &mut Context<'_>) {
+        self.reason.get_or_insert(DisconnectReason::Local);
+        if !self.closed || self.draining {
+            self.closed = true;
+            self.draining = false;
+            cx.provider.close(self.id, Close::Abort, cx.now);
+        }
+    }
+
+    /// The end is on its way, and the handle may want it at once.
+    fn cut_short(&mut self, cx: &mut Context<'_>) {
+        self.shared.unmark();
+        if self.draining && self.shared.outbox().close == Some(Closing::Abort) {
+            self.abort(cx);
         }
     }
 }

@@ -331,24 +331,9 @@ impl Core {
             self.wakers.extend(listening.shared.fail(error));
             listening.close(&mut *self.provider);
         }
-        for entry in self.conns.iter() {
-            let shared = &entry.conn.shared;
-            shared.outbox().close.get_or_insert(match how {
-                Close::Abort => super::shared::Closing::Abort,
-                Close::Drain(deadline) => {
-                    super::shared::Closing::Graceful(deadline.saturating_duration_since(now))
-                }
-            });
-        }
         let ids: Vec<ConnId> = self.conns.iter().map(|entry| entry.conn.id).collect();
         for id in ids {
-            self.with(id, now, |entry, cx| {
-                if entry.conn.negotiated {
-                    entry.conn.pump(cx);
-                } else {
-                    entry.conn.fail(DisconnectReason::ReactorGone, cx);
-                }
-            });
+            self.with(id, now, |entry, cx| entry.conn.shut_down(how, cx));
         }
     }
 

@@ -5,6 +5,7 @@ use std::task::{Context as TaskContext, Poll, Waker};
 use std::time::Duration;
 
 mod bulk;
+mod closing;
 mod counters;
 mod driving;
 mod ends;
