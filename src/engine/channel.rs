@@ -3,7 +3,7 @@
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use super::conn::HEADER;
@@ -348,7 +348,9 @@ impl Transport for Channel {
         if outbox.has_room() {
             return Poll::Ready(Ok(()));
         }
-        outbox.ready.add(cx.waker());
+        let others = outbox.ready.add(cx.waker());
+        drop(outbox);
+        others.into_iter().for_each(Waker::wake);
         Poll::Pending
     }
 
@@ -385,7 +387,9 @@ impl Transport for Channel {
         match &inbox.reason {
             Some(reason) => Poll::Ready(reason.clone()),
             None => {
-                inbox.closed.add(cx.waker());
+                let others = inbox.closed.add(cx.waker());
+                drop(inbox);
+                others.into_iter().for_each(Waker::wake);
                 Poll::Pending
             }
         }

@@ -82,7 +82,8 @@ pub trait Transport: Send + Sync {
     /// [`Closed`](Error::Closed)`(`[`Local`](DisconnectReason::Local)`)`; messages that had arrived whole come first.
     fn poll_recv(&self, cx: &mut Context<'_>) -> Poll<Result<Option<Message>, Error>>;
 
-    /// Waits for the end of the connection and says why. Any number of tasks may wait.
+    /// Waits for the end of the connection and says why. Any number of tasks may wait; where many do, they may be woken
+    /// before it to say that they still wait.
     fn poll_closed(&self, cx: &mut Context<'_>) -> Poll<DisconnectReason>;
 
     /// Begins to close. Closing twice is harmless; an abort overrides a graceful close.

@@ -163,6 +163,28 @@ fn small_messages_that_nobody_takes_are_counted_for_what_they_hold() {
     assert!(waiting <= limit / 100 + credits, "{waiting} messages");
 }
 
+/// A server may wait for the end in every request's task.
+#[test]
+fn tasks_that_wait_no_longer_are_forgotten() {
+    let world = World::roce();
+    let options = ChannelOptions {
+        send_queue_bytes: 1,
+        ..ChannelOptions::default()
+    };
+    let (client, _server) = world.connect(options);
+    while client.start_send((&vec![1; 100_000]).into()).is_ok() {}
+    let tasks: Vec<Arc<Count>> = (0..10_000).map(|_| Arc::default()).collect();
+    for task in &tasks {
+        let waker = Waker::from(task.clone());
+        let cx = &mut TaskContext::from_waker(&waker);
+        assert!(client.poll_ready(cx).is_pending());
+        assert!(client.poll_closed(cx).is_pending());
+    }
+    let kept = |task: &&Arc<Count>| Arc::strong_count(task) > 1;
+    let kept = tasks.iter().filter(kept).count();
+    assert!(kept < 1000, "{kept} tasks are kept");
+}
+
 /// A provider gives the place of a connection to the next one before it has reported the former's end.
 #[test]
 fn an_end_is_told_also_when_another_connection_has_the_place_already() {

@@ -5,7 +5,7 @@ use std::future::poll_fn;
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -256,7 +256,9 @@ impl Transport for Tcp {
         if state.outgoing_bytes < self.shared.options.send_queue {
             return Poll::Ready(Ok(()));
         }
-        state.ready.add(cx.waker());
+        let others = state.ready.add(cx.waker());
+        drop(state);
+        others.into_iter().for_each(Waker::wake);
         Poll::Pending
     }
 
@@ -319,7 +321,9 @@ impl Transport for Tcp {
         match &state.reason {
             Some(reason) => Poll::Ready(reason.clone()),
             None => {
-                state.closed.add(cx.waker());
+                let others = state.closed.add(cx.waker());
+                drop(state);
+                others.into_iter().for_each(Waker::wake);
                 Poll::Pending
             }
         }

@@ -2,6 +2,8 @@
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
+use std::sync::Arc;
+use std::task::{Context, Wake, Waker};
 use std::time::{Duration, Instant};
 
 use super::{LONG, framed, pair, payload, received, streams, with_bare_peer};
@@ -150,4 +152,27 @@ fn a_silent_peer_that_lives_is_kept() {
     assert_eq!(a.closed_blocking(Some(Duration::from_secs(4))), None);
     peer.write_all(&framed(b"here I am")).unwrap();
     assert_eq!(received(&a), b"here I am");
+}
+
+/// A server may wait for the end in every request's task.
+#[test]
+fn tasks_that_wait_no_longer_are_forgotten() {
+    struct Task;
+    impl Wake for Task {
+        fn wake(self: Arc<Self>) {}
+    }
+    let (a, _peer) = with_bare_peer(TcpOptions {
+        send_queue: 1,
+        ..TcpOptions::default()
+    });
+    while a.start_send(vec![1; 1 << 20][..].into()).is_ok() {}
+    let tasks: Vec<Arc<Task>> = (0..10_000).map(|_| Arc::new(Task)).collect();
+    for task in &tasks {
+        let waker = Waker::from(task.clone());
+        let cx = &mut Context::from_waker(&waker);
+        assert!(a.poll_closed(cx).is_pending());
+    }
+    let kept = |task: &&Arc<Task>| Arc::strong_count(task) > 1;
+    let kept = tasks.iter().filter(kept).count();
+    assert!(kept < 1000, "{kept} tasks are kept");
 }
