@@ -342,11 +342,10 @@ impl Transport for Channel {
 
     fn poll_ready(&self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
         let mut outbox = self.shared.outbox();
-        if let Some(reason) = &outbox.reason {
-            return Poll::Ready(Err(Error::Closed(reason.clone())));
-        }
-        if outbox.has_room() {
-            return Poll::Ready(Ok(()));
+        match Self::check(&outbox) {
+            Ok(()) => return Poll::Ready(Ok(())),
+            Err(TrySendError::Full) => {}
+            Err(error) => return Poll::Ready(Err(error.into())),
         }
         let others = outbox.ready.add(cx.waker());
         drop(outbox);
@@ -407,8 +406,11 @@ impl Transport for Channel {
         if outbox.close.is_none() || closing == Closing::Abort {
             outbox.close = Some(closing);
         }
+        // Those who wait for room learn that there will be none.
+        let waiting: Vec<Waker> = outbox.ready.drain().collect();
         drop(outbox);
         self.reactor.request(&self.shared);
+        waiting.into_iter().for_each(Waker::wake);
     }
 
     fn allocate(&self, len: usize) -> Op<IoBuf> {

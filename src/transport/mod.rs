@@ -62,7 +62,7 @@ pub trait Transport: Send + Sync {
     /// wait. All are woken when there is room, and those that find the queue full again wait again.
     ///
     /// # Errors
-    /// The connection has ended.
+    /// The connection has ended, or this side is closing it.
     fn poll_ready(&self, cx: &mut Context<'_>) -> Poll<Result<(), Error>>;
 
     /// Accepts all of a message for sending, or nothing of it. Once accepted it is sent whole, in the order of

@@ -1,5 +1,9 @@
 //! A close in order that takes its time, and what cuts it short.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Wake;
+
 use super::*;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -56,4 +60,44 @@ fn it_ends_with_its_reactor_which_does_not_wait_for_longer() {
         assert_eq!(world.client.connections(), 0);
         assert!(client.poll_closed(&mut cx()).is_ready());
     });
+}
+
+/// There will be no room for what may not be sent any more.
+#[test]
+fn who_waits_for_room_is_told_when_it_begins() {
+    let full = || {
+        let options = ChannelOptions {
+            send_queue_bytes: 1,
+            ..ChannelOptions::default()
+        };
+        let world = World::roce();
+        let (client, server) = world.connect(options);
+        world.network.set_link(CLIENT, SERVER, false);
+        client.start_send((&vec![1; 100_000]).into()).unwrap();
+        (world, client, server)
+    };
+    let ends: [fn(&World, &Channel); 2] = [
+        |_, client| client.close(Close::Graceful(HOUR)),
+        |world, _| _ = world.client.begin_shutdown(HOUR),
+    ];
+    for end in ends {
+        let (world, client, _server) = full();
+        let told = Arc::new(Told::default());
+        let waker = Waker::from(told.clone());
+        let cx = &mut TaskContext::from_waker(&waker);
+        assert!(client.poll_ready(cx).is_pending());
+        end(&world, &client);
+        assert!(told.0.load(Ordering::SeqCst));
+        let closed = Error::Closed(DisconnectReason::Local);
+        assert_eq!(client.poll_ready(cx), Poll::Ready(Err(closed)));
+    }
+}
+
+#[derive(Default)]
+struct Told(AtomicBool);
+
+impl Wake for Told {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::SeqCst);
+    }
 }
