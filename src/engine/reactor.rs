@@ -304,8 +304,15 @@ impl Reactor {
                 let _ = thread.join();
             }
             _ => {
-                // This thread may be at work for the reactor while it calls this.
-                let sitting = self.shared.seat.try_sit();
+                // Two asleep on the descriptor would take each other's wake-ups, so that another one who drives is to
+                // stop; but this thread itself may be at work for the reactor while it calls this.
+                let seat = &self.shared.seat;
+                let reservation = (!seat.is_mine()).then(|| seat.reserve());
+                // Who drives now may sleep.
+                self.shared.wait.wake();
+                let sitting = reservation
+                    .as_ref()
+                    .and_then(|seat| seat.sit_until(deadline));
                 loop {
                     let next = self.shared.settle(Duration::ZERO);
                     if self.shared.with_core(|core| core.is_idle()) || Instant::now() >= deadline {
@@ -316,6 +323,7 @@ impl Reactor {
                 }
                 self.shared.with_core(Core::abandon);
                 drop(sitting);
+                drop(reservation);
                 // Whoever drives it besides sees that it is over.
                 self.shared.wake_anew();
             }

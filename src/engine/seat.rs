@@ -3,8 +3,16 @@
 //! There is one. Of two threads asleep on the same descriptor one would take the wake-up that is for the other, and each
 //! would sleep past the timers that the other one has set. May import std only.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, Thread};
+#[cfg(loom)]
+use loom::sync::{Condvar, Mutex, MutexGuard};
+#[cfg(loom)]
+use loom::thread::{self, Thread, ThreadId};
+use std::sync::{Arc, PoisonError};
+#[cfg(not(loom))]
+use std::sync::{Condvar, Mutex, MutexGuard};
+#[cfg(not(loom))]
+use std::thread::{self, Thread, ThreadId};
+use std::time::Instant;
 
 /// A reactor's seat. Clones are of the same.
 #[derive(Debug, Clone, Default)]
@@ -19,7 +27,8 @@ struct Inner {
 
 #[derive(Debug, Default)]
 struct State {
-    taken: bool,
+    /// Who has it.
+    sitter: Option<ThreadId>,
     /// How many come before all others.
     reserved: usize,
     /// Threads that want to know when it may be had.
@@ -61,12 +70,21 @@ impl Seat {
         }
     }
 
+    /// Whether this thread has it.
+    pub(crate) fn is_mine(&self) -> bool {
+        self.lock().sitter == Some(thread::current().id())
+    }
+
     fn sit_unless_taken(&self, state: &mut State) -> Option<Sitting<'_>> {
-        if state.taken || state.reserved > 0 {
+        if state.sitter.is_some() || state.reserved > 0 {
             return None;
         }
-        state.taken = true;
-        Some(Sitting(self))
+        Some(self.sit(state))
+    }
+
+    fn sit(&self, state: &mut State) -> Sitting<'_> {
+        state.sitter = Some(thread::current().id());
+        Sitting(self)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -86,7 +104,7 @@ impl Sitting<'_> {
 impl State {
     /// Tells those who wait, if one of them may have it.
     fn tell(&mut self) {
-        if !self.taken && self.reserved == 0 {
+        if self.sitter.is_none() && self.reserved == 0 {
             self.waiting.drain(..).for_each(|thread| thread.unpark());
         }
     }
@@ -95,9 +113,26 @@ impl State {
 impl Reservation {
     /// Sits down as soon as the seat is free.
     pub(crate) fn sit(&self) -> Sitting<'_> {
-        let waited = self.0.0.free.wait_while(self.0.lock(), |state| state.taken);
-        waited.unwrap_or_else(PoisonError::into_inner).taken = true;
-        Sitting(&self.0)
+        let mut state = self.0.lock();
+        while state.sitter.is_some() {
+            let waited = self.0.0.free.wait(state);
+            state = waited.unwrap_or_else(PoisonError::into_inner);
+        }
+        self.0.sit(&mut state)
+    }
+
+    /// The same, until this time at the latest.
+    pub(crate) fn sit_until(&self, deadline: Instant) -> Option<Sitting<'_>> {
+        let mut state = self.0.lock();
+        while state.sitter.is_some() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return None;
+            }
+            let waited = self.0.0.free.wait_timeout(state, left);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        Some(self.0.sit(&mut state))
     }
 }
 
@@ -120,7 +155,7 @@ impl Standby<'_> {
 impl Drop for Sitting<'_> {
     fn drop(&mut self) {
         let mut state = self.0.lock();
-        state.taken = false;
+        state.sitter = None;
         state.tell();
         let reserved = state.reserved > 0;
         drop(state);
@@ -153,9 +188,10 @@ impl Seat {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     #[test]
     fn there_is_one_seat_and_it_is_told_when_it_is_free() {
@@ -211,5 +247,52 @@ mod tests {
         drop(first);
         thread.join().unwrap();
         assert!(seat.try_sit().is_some());
+    }
+    #[test]
+    fn who_waits_for_so_long_and_who_asks_for_itself() {
+        let seat = Seat::default();
+        let first = seat.try_sit().unwrap();
+        let reservation = seat.reserve();
+        assert!(reservation.sit_until(Instant::now()).is_none());
+        let moment = Duration::from_millis(1);
+        assert!(reservation.sit_until(Instant::now() + moment).is_none());
+        assert!(seat.is_mine());
+        let other = seat.clone();
+        assert!(!thread::spawn(move || other.is_mine()).join().unwrap());
+        drop(first);
+        assert!(!seat.is_mine());
+        assert!(reservation.sit_until(Instant::now()).is_some());
+    }
+}
+
+#[cfg(all(test, loom))]
+mod loom_tests {
+    use super::*;
+
+    /// One sits, two wait in different ways until the seat is free: each of them gets it.
+    #[test]
+    fn everybody_sits_in_the_end() {
+        loom::model(|| {
+            let seat = Seat::default();
+            let first = seat.try_sit().unwrap();
+            let stands_by = {
+                let seat = seat.clone();
+                thread::spawn(move || {
+                    let standby = seat.standby();
+                    while standby.try_sit().is_none() {
+                        thread::park();
+                    }
+                })
+            };
+            let reserves = {
+                let seat = seat.clone();
+                thread::spawn(move || drop(seat.reserve().sit()))
+            };
+            drop(first);
+            stands_by.join().unwrap();
+            reserves.join().unwrap();
+            assert!(seat.try_sit().is_some());
+            assert!(seat.lock().waiting.is_empty());
+        });
     }
 }

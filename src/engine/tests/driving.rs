@@ -258,3 +258,69 @@ fn who_waits_and_may_spin_does_not_sleep() {
     }
     assert_eq!(waits.join().unwrap(), Ok(8));
 }
+
+/// Both would sleep on the reactor's descriptor, and one take the wake-up that is for the other. A timer that is left over
+/// would help some seconds later.
+#[cfg(feature = "iwarp")]
+#[test]
+fn a_shutdown_ends_with_the_last_connection_while_another_thread_drives() {
+    use crate::rdma::iwarp::{IwarpConfig, IwarpProvider};
+    use std::time::Instant;
+
+    /// Thousands of times what it takes.
+    const SOON: Duration = Duration::from_secs(5);
+
+    for _ in 0..50 {
+        let reactor = || {
+            let provider = IwarpProvider::new(IwarpConfig::default()).unwrap();
+            Reactor::new(Box::new(provider), ReactorOptions::default()).unwrap()
+        };
+        let (server, client) = (reactor(), reactor());
+        let start = Instant::now();
+        let until = |done: &mut dyn FnMut() -> bool| {
+            while !done() {
+                server.poll();
+                assert!(start.elapsed() < SOON, "it waits for nothing");
+            }
+        };
+        let loopback: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        let listener = server
+            .listen(&[loopback], ChannelOptions::default())
+            .unwrap();
+        let to = listener.local_addresses()[0];
+        let mut connecting = client.connect(to, ChannelOptions::default());
+        let mut connected = None;
+        until(&mut || {
+            client.poll();
+            connected = connecting.try_take();
+            connected.is_some()
+        });
+        let _connected = connected.unwrap().unwrap();
+
+        let (op, completer) = Op::<usize>::pending();
+        let drives = {
+            let client = client.clone();
+            thread::spawn(move || client.block_on(op))
+        };
+        let is_asleep = || client.hold(|core| core.sleeping.is_some());
+        while !is_asleep() {
+            thread::yield_now();
+        }
+        let (sender, ended) = mpsc::channel();
+        let other = client.clone();
+        thread::spawn(move || {
+            other.shutdown(LONG);
+            sender.send(()).unwrap();
+        });
+        // It waits for the server's side of the end then, most likely.
+        while !client.is_stopping() || !is_asleep() {
+            thread::yield_now();
+        }
+        thread::sleep(Duration::from_millis(2));
+        until(&mut || ended.try_recv().is_ok());
+        if let Some(waker) = completer.complete(Ok(7)) {
+            waker.wake();
+        }
+        assert_eq!(drives.join().unwrap(), Ok(7));
+    }
+}
