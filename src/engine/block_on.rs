@@ -6,21 +6,16 @@
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 
 use super::reactor::{Reactor, Shared};
+use super::sleeper::Sleeper;
 
 /// One wait.
 struct Waiting {
     reactor: Arc<Shared>,
-    /// The future wants to be polled.
-    woken: AtomicBool,
-    /// The thread may be asleep as the reactor's driver, or looks at `woken` no more before it is.
-    asleep: AtomicBool,
-    /// The same, while somebody else drives.
-    parked: AtomicBool,
+    sleeper: Sleeper,
     thread: Thread,
 }
 
@@ -30,14 +25,8 @@ impl Wake for Waiting {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        self.woken.store(true, Ordering::SeqCst);
-        // Nearly always the waiting thread itself is at work here, and costs no system call.
-        if self.asleep.load(Ordering::SeqCst) {
-            self.reactor.wake();
-        }
-        if self.parked.load(Ordering::SeqCst) {
-            self.thread.unpark();
-        }
+        self.sleeper
+            .wake(|| self.reactor.wake(), || self.thread.unpark());
     }
 }
 
@@ -96,11 +85,10 @@ impl Reactor {
         let mut future = pin!(future);
         let waiting = Arc::new(Waiting {
             reactor: self.shared().clone(),
-            woken: AtomicBool::new(true),
-            asleep: AtomicBool::new(false),
-            parked: AtomicBool::new(false),
+            sleeper: Sleeper::new(),
             thread: thread::current(),
         });
+        let sleeper = &waiting.sleeper;
         let waker = Waker::from(waiting.clone());
         let mut cx = Context::from_waker(&waker);
         let standby = self.shared().seat().standby();
@@ -110,31 +98,22 @@ impl Reactor {
         };
         loan.stop_timer();
         loop {
-            if waiting.woken.swap(false, Ordering::SeqCst)
+            if sleeper.take()
                 && let Poll::Ready(output) = future.as_mut().poll(&mut cx)
             {
                 return output;
             }
-            // Who wakes once it is said that the thread sleeps ends the sleep.
             if let Some(sitting) = standby.try_sit() {
                 loan.take();
                 // It stays until it has something else to do: leaving wakes all who wait to drive.
-                let has_other_work = || waiting.woken.load(Ordering::SeqCst) || sitting.is_wanted();
+                let has_other_work = || sleeper.is_woken() || sitting.is_wanted();
                 while !has_other_work() {
                     let spin = self.shared().spin();
                     let deadline = self.shared().settle_unless(spin, has_other_work);
-                    waiting.asleep.store(true, Ordering::SeqCst);
-                    if !waiting.woken.load(Ordering::SeqCst) {
-                        self.shared().sleep(deadline);
-                    }
-                    waiting.asleep.store(false, Ordering::SeqCst);
+                    sleeper.sleep(|| self.shared().sleep(deadline));
                 }
             } else {
-                waiting.parked.store(true, Ordering::SeqCst);
-                if !waiting.woken.load(Ordering::SeqCst) {
-                    thread::park();
-                }
-                waiting.parked.store(false, Ordering::SeqCst);
+                sleeper.park(thread::park);
             }
         }
     }

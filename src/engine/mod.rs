@@ -37,6 +37,7 @@ mod retired;
 mod seat;
 mod setup;
 mod shared;
+mod sleeper;
 #[cfg(test)]
 mod tests;
 mod transfer;
