@@ -460,7 +460,8 @@ impl Conn {
         {
             self.chain.push_back(request);
         }
-        loop {
+        // Most often there is nothing to send, and no slot needed.
+        while self.proto.wants_to_transmit() {
             let free = self
                 .send_depth
                 .saturating_sub(self.in_flight + self.chain.len() as u32);

@@ -334,6 +334,20 @@ impl Connection {
         }
     }
 
+    /// Whether [`poll_transmit`](Self::poll_transmit) has something to give as soon as slots and
+    /// credits allow it. Else a driver need not make anything ready for it.
+    pub(crate) fn wants_to_transmit(&self) -> bool {
+        match self.phase {
+            Phase::SendRequest | Phase::SendResponse | Phase::SendFailure { .. } => {
+                self.established
+            }
+            Phase::Established => self.has_data_transfer(),
+            Phase::AwaitResponse | Phase::PostReceives | Phase::AwaitRequest | Phase::Closed => {
+                false
+            }
+        }
+    }
+
     /// The next Send to post, if there are `slots` for it in the send queue and credits allow it.
     pub fn poll_transmit(&mut self, now: Instant, slots: usize) -> Option<Transmit> {
         if slots == 0 || !self.established {
@@ -599,13 +613,20 @@ impl Connection {
         Ok((header, data))
     }
 
+    /// Whether there is a reason for a message.
+    fn has_data_transfer(&self) -> bool {
+        !self.queue.is_empty()
+            || self.probe == Probe::Pending
+            || self.answer_owed
+            || self.credits.grant_is_due()
+    }
+
     /// [MS-SMBD] 3.1.5.1 and 3.1.5.4.
     fn transmit_data_transfer(&mut self, now: Instant) -> Option<Transmit> {
-        let has_data = !self.queue.is_empty();
-        let probing = self.probe == Probe::Pending;
-        if !has_data && !probing && !self.answer_owed && !self.credits.grant_is_due() {
+        if !self.has_data_transfer() {
             return None;
         }
+        let probing = self.probe == Probe::Pending;
         let purpose = match (probing, self.answer_owed) {
             (true, _) => Purpose::Probe,
             (false, true) => Purpose::Answer,
