@@ -105,12 +105,16 @@ impl Reactor {
             }
             if let Some(sitting) = standby.try_sit() {
                 loan.take();
-                // It stays until it has something else to do: leaving wakes all who wait to drive.
+                // It stays until it has something else to do: leaving wakes all who wait to drive. Not before it has
+                // worked for the reactor, as there are futures that are never at rest.
                 let has_other_work = || sleeper.is_woken() || sitting.is_wanted();
-                while !has_other_work() {
+                loop {
                     let spin = self.shared().spin();
                     let deadline = self.shared().settle_unless(spin, has_other_work);
                     sleeper.sleep(|| self.shared().sleep(deadline));
+                    if has_other_work() {
+                        break;
+                    }
                 }
             } else {
                 sleeper.park(thread::park);

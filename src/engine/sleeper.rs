@@ -154,11 +154,14 @@ mod loom_tests {
             let standby = reactor.seat.standby();
             while !self.sleeper.take() {
                 if let Some(sitting) = standby.try_sit() {
-                    while !self.sleeper.is_woken() && !sitting.is_wanted() {
+                    loop {
                         if reactor.descriptor.take_event() {
                             other.unwrap_or(self).wake(reactor);
                         }
                         self.sleeper.sleep(|| reactor.descriptor.sleep());
+                        if self.sleeper.is_woken() || sitting.is_wanted() {
+                            break;
+                        }
                     }
                 } else {
                     self.sleeper.park(thread::park);

@@ -259,6 +259,27 @@ fn who_waits_and_may_spin_does_not_sleep() {
     assert_eq!(waits.join().unwrap(), Ok(8));
 }
 
+/// A task that computes, and yields now and then, expects that messages move meanwhile.
+#[test]
+fn a_future_that_is_never_at_rest_does_not_keep_the_reactor_from_its_work() {
+    let world = World::roce();
+    let mut connecting = world
+        .client
+        .connect(SocketAddr::new(SERVER, PORT), ChannelOptions::default());
+    let mut polls = 0;
+    let connected = world.client.block_on(std::future::poll_fn(|cx| {
+        world.network.advance(Duration::from_micros(10));
+        world.server.poll();
+        cx.waker().wake_by_ref();
+        polls += 1;
+        match connecting.try_take() {
+            None if polls < 10_000 => Poll::Pending,
+            connected => Poll::Ready(connected),
+        }
+    }));
+    assert!(matches!(connected, Some(Ok(_))), "{connected:?}");
+}
+
 /// Both would sleep on the reactor's descriptor, and one take the wake-up that is for the other. A timer that is left over
 /// would help some seconds later.
 #[cfg(feature = "iwarp")]
