@@ -96,7 +96,7 @@ pub(crate) struct Credits {
     used: u32,
     used_since: Option<Instant>,
     stall: Option<Stall>,
-    /// The most credits that we held at a time.
+    /// The most credits that we held at a time, since the last was kept for nothing.
     most_send: u32,
     /// [`MANY`], unless a test has it otherwise.
     many: u32,
@@ -109,7 +109,8 @@ pub(crate) struct Credits {
 /// its last one without a grant, when its receives are all in use by what we have sent just before.
 /// If ours has left by then, nobody can send any more. So ours waits until the peer runs dry, and
 /// then pays for a grant of all that there is; or until the peer grants more. Not for ever: there
-/// may be peers that grant only when they have heard from us.
+/// may be peers that grant only when they have heard from us, as ours does when it has memory for two
+/// receives only. Nor again then, before such a peer has many to give.
 #[derive(Debug, Clone, Copy, Default)]
 enum Kept {
     #[default]
@@ -294,6 +295,8 @@ impl Credits {
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
         if self.deadline().is_some_and(|deadline| deadline <= now) {
             self.kept = Kept::LongEnough;
+            // Of few that it gives from now on, the last is not kept.
+            self.most_send = 0;
         }
     }
 

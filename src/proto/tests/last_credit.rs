@@ -124,3 +124,15 @@ fn a_close_with_more_to_send_keeps_it() {
     assert_eq!(grants(&end.pump(now)).len(), 2);
     assert_eq!(end.ended, [(DisconnectReason::LocalClose, true)]);
 }
+
+/// A peer that can post two receives only grants when both are used: the pause is for those with many.
+#[test]
+fn a_peer_that_has_few_receives_left_is_waited_for_once() {
+    let mut pair = Pair::connected(&config(32), &config(32));
+    pair.ends[1].most_posted = 2;
+    for index in 0..300 {
+        pair.ends[0].send(&pattern(index, 1000));
+    }
+    pair.run(Duration::from_secs(1));
+    assert_eq!(pair.ends[1].received.len(), 300);
+}

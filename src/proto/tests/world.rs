@@ -73,7 +73,7 @@ impl End {
         let count = self
             .connection
             .receives_wanted()
-            .min(self.most_posted - self.posted);
+            .min(self.most_posted.saturating_sub(self.posted));
         self.posted += count;
         self.connection.handle_receives_posted(count);
         assert!(self.posted <= usize::from(u16::MAX) + 1);
