@@ -78,6 +78,7 @@ impl Core {
                 .push(Reverse((deadline, id.index, id.generation)));
         }
     }
+
     /// How many stand in the queue.
     #[cfg(test)]
     pub(crate) fn timers(&self) -> usize {
