@@ -29,6 +29,15 @@ fn acceptor(ours: u16, theirs: u16) -> (End, Instant) {
     (end, now)
 }
 
+/// An acceptor that has used all but one of its 200 credits and has more to send; the peer has 100.
+fn with_one_left() -> (End, Instant) {
+    let (mut end, now) = acceptor(200, 100);
+    end.send(&pattern(1, 131_072));
+    end.send(&pattern(2, 131_072));
+    assert_eq!(end.pump(now).len(), 199, "all but the last credit");
+    (end, now)
+}
+
 fn grants(packets: &[Packet]) -> Vec<u16> {
     let grant = |packet: &Packet| DataTransfer::parse(&packet.bytes).unwrap().credits_granted;
     packets.iter().map(grant).collect()
@@ -39,10 +48,7 @@ fn grants(packets: &[Packet]) -> Vec<u16> {
 /// flight).
 #[test]
 fn a_peer_that_spends_its_last_credit_without_a_grant_can_speak_again() {
-    let (mut end, now) = acceptor(200, 100);
-    end.send(&pattern(1, 131_072));
-    end.send(&pattern(2, 131_072));
-    assert_eq!(end.pump(now).len(), 199, "all but the last credit");
+    let (mut end, now) = with_one_left();
     // All that the peer may send, in one go, and none of it grants.
     for _ in 0..end.connection.credits().granted {
         end.feed(now, &data_message(0, 0, b"data"));
@@ -56,10 +62,7 @@ fn a_peer_that_spends_its_last_credit_without_a_grant_can_speak_again() {
 
 #[test]
 fn a_peer_that_grants_when_it_is_low_is_not_waited_for() {
-    let (mut end, now) = acceptor(200, 100);
-    end.send(&pattern(1, 131_072));
-    end.send(&pattern(2, 131_072));
-    assert_eq!(end.pump(now).len(), 199);
+    let (mut end, now) = with_one_left();
     end.feed(now, &control(150, 0));
     end.pump(now);
     assert_eq!(end.connection.queued_messages(), 0);
@@ -69,10 +72,7 @@ fn a_peer_that_grants_when_it_is_low_is_not_waited_for() {
 /// As the specification has it, the last credit goes with any message that grants.
 #[test]
 fn a_peer_that_waits_for_the_last_credit_gets_it() {
-    let (mut end, now) = acceptor(200, 100);
-    end.send(&pattern(1, 131_072));
-    end.send(&pattern(2, 131_072));
-    assert_eq!(end.pump(now).len(), 199);
+    let (mut end, now) = with_one_left();
     let later = end.connection.poll_timeout().unwrap();
     assert!(later < now + Duration::from_secs(1));
     end.connection.handle_timeout(now);
@@ -84,10 +84,7 @@ fn a_peer_that_waits_for_the_last_credit_gets_it() {
 
 #[test]
 fn an_answer_to_a_probe_does_not_wait() {
-    let (mut end, now) = acceptor(200, 100);
-    end.send(&pattern(1, 131_072));
-    end.send(&pattern(2, 131_072));
-    assert_eq!(end.pump(now).len(), 199);
+    let (mut end, now) = with_one_left();
     end.feed(now, &control(0, FLAG_RESPONSE_REQUESTED));
     assert_eq!(grants(&end.pump(now)), [1]);
 }
