@@ -1,5 +1,7 @@
 //! The state machine that joins negotiation, credits, fragments and timers.
 
+mod negotiation;
+
 use std::time::Instant;
 
 use super::credits::{Credits, Purpose, Spend};
@@ -7,11 +9,11 @@ use super::fragment::{Piece, Reassembler, SendQueue};
 use super::timer::{Probe, Timer};
 use super::wire::{
     self, DATA_OFFSET, DataTransfer, FLAG_RESPONSE_REQUESTED, NEGOTIATE_RECEIVE_SIZE,
-    NegotiateRequest, NegotiateResponse,
+    NegotiateResponse,
 };
 use super::{
     Config, ConfigError, CreditSnapshot, Delivery, DisconnectReason, Event, Loss, MessageId,
-    Parameters, PeerIncompatible, PeerMisbehaved, SendError, Stats, Timeout, Transmit, negotiate,
+    Parameters, PeerMisbehaved, SendError, Stats, Timeout, Transmit, negotiate,
 };
 
 /// Which side of the connection this is ([MS-SMBD] 3.1.1.1 `Connection.Role`).
@@ -470,66 +472,6 @@ impl Connection {
     /// Bytes still to come of the message being received in fragments.
     pub fn reassembly_remaining(&self) -> u64 {
         self.reassembler.remaining()
-    }
-
-    // ---- Negotiation
-
-    fn receive_request(&mut self, message: &[u8]) -> Result<Delivery, DisconnectReason> {
-        let request = NegotiateRequest::parse(message)?;
-        match negotiate::evaluate_request(&self.config, &request) {
-            Ok(parameters) => {
-                self.credits.set_peer_target(parameters.peer_credit_target);
-                self.parameters = Some(parameters);
-                self.phase = Phase::SendResponse;
-            }
-            Err(
-                reason @ DisconnectReason::PeerIncompatible(PeerIncompatible::NoCommonVersion {
-                    ..
-                }),
-            ) => {
-                self.refuse(wire::STATUS_NOT_SUPPORTED, reason);
-            }
-            Err(reason) => return Err(reason),
-        }
-        Ok(Delivery::Nothing)
-    }
-
-    fn receive_response(
-        &mut self,
-        now: Instant,
-        message: &[u8],
-    ) -> Result<Delivery, DisconnectReason> {
-        let response = NegotiateResponse::parse(message)?;
-        let parameters = negotiate::evaluate_response(&self.config, &response)?;
-        self.credits.set_peer_target(parameters.peer_credit_target);
-        self.credits
-            .add_send_credits(parameters.initial_send_credits);
-        self.stats.credits_received += u64::from(parameters.initial_send_credits);
-        self.timer.restart(now, parameters.keepalive_interval);
-        self.parameters = Some(parameters);
-        self.phase = Phase::PostReceives;
-        Ok(Delivery::Nothing)
-    }
-
-    fn transmit_response(&mut self, now: Instant) -> Option<Transmit> {
-        let granted = self.credits.grant_initial(now);
-        self.stats.credits_granted += u64::from(granted);
-        let parameters = self.parameters.as_mut()?;
-        parameters.initial_receive_credits = granted;
-        let response = negotiate::response(&self.config, parameters, granted);
-        self.timer.restart(now, parameters.keepalive_interval);
-        self.enter_established();
-        Some(Transmit::response(&response))
-    }
-
-    fn refuse(&mut self, status: u32, reason: DisconnectReason) {
-        self.reason = Some(reason);
-        self.phase = Phase::SendFailure { status };
-    }
-
-    fn enter_established(&mut self) {
-        self.phase = Phase::Established;
-        self.negotiated = true;
     }
 
     // ---- Data transfer
